@@ -1,0 +1,87 @@
+"""Compiled PPO with the autonomous loop on, against plain_ppo.py: environment steps per second at 1 to 64 seeds.
+
+Each run has a process of its own (device count and thread pool are fixed per process) and the two sides take turns.
+Both use the same PPO settings and spend the same steps; ours also evaluates, schedules, tunes and keeps the best
+policy, and its time includes all of that. Compilation is left out on both sides. Targets: 1.2x for one seed, 2x for 16
+and 64.
+
+    python -m benchmarks.compiled_ppo --json
+    python -m benchmarks.compiled_ppo --peers --peer-python /path/to/python-with-rejax
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+from benchmarks._ours import child_args
+from benchmarks._report import Row, arguments, emit, median_ratio, parse, run_python
+
+# Seeds -> steps per seed: long enough to time, short enough that the whole table takes minutes.
+STEPS = {1: 500_000, 4: 250_000, 16: 100_000, 64: 50_000}
+TARGETS = {1: 1.2, 16: 2.0, 64: 2.0}
+
+# Run by another interpreter that has rejax; the same settings as plain_ppo.py, no evaluation inside the run.
+REJAX = """
+import sys, time
+import jax
+from rejax import PPO
+seeds, steps = int(sys.argv[1]), int(sys.argv[2])
+algorithm = PPO.create(
+    env="CartPole-v1", num_envs=4, num_steps=128, num_epochs=4, num_minibatches=4, learning_rate=2.5e-4, gamma=0.99,
+    gae_lambda=0.95, clip_eps=0.2, ent_coef=0.01, vf_coef=0.5, max_grad_norm=0.5, total_timesteps=steps,
+    eval_freq=steps, skip_initial_evaluation=True, eval_callback=lambda *_: (),
+)
+train = jax.jit(jax.vmap(algorithm.train))
+keys = jax.random.split(jax.random.PRNGKey(0), seeds)
+compiled = train.lower(keys).compile()
+start = time.perf_counter()
+jax.block_until_ready(compiled(keys))
+print('{"speed": %f}' % (seeds * steps / (time.perf_counter() - start)))
+"""
+
+
+def ours_speed(seeds: int, steps: int, timeout_s: float) -> float:
+    """Environment steps per second of the library, all seeds together."""
+    args = child_args("CartPole-v1", "ppo", seeds, steps, stop=False, plain=True)
+    return run_python(args, timeout_s).json()["env_steps_per_s"]
+
+
+def plain_speed(seeds: int, steps: int, timeout_s: float) -> float:
+    """Environment steps per second of plain_ppo.py, all seeds together."""
+    args = ["-m", "benchmarks.plain_ppo", "--seeds", str(seeds), "--steps", str(steps), "--json"]
+    return run_python(args, timeout_s).json()["rows"][0]["value"]
+
+
+def rejax_speed(python: str, seeds: int, steps: int, timeout_s: float) -> float:
+    """Environment steps per second of rejax in the interpreter `python`."""
+    return run_python(["-c", REJAX, str(seeds), str(steps)], timeout_s, python=python).json()["speed"]
+
+
+def main() -> None:
+    parser = arguments(__doc__ or "", timeout_s=3600.0)
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(STEPS), help="seed counts to measure")
+    parser.add_argument("--steps", type=int, default=None, help="steps per seed; default: by seed count")
+    parser.add_argument("--rounds", type=int, default=3, help="turns each side takes")
+    parser.add_argument("--peers", action="store_true", help="measure rejax too")
+    parser.add_argument("--peer-python", default="", help="interpreter in which rejax is installed")
+    args = parse(parser)
+    if args.peers and not args.peer_python:
+        parser.error("--peers needs --peer-python: the path of an interpreter in which rejax is installed")
+
+    rows, notes = [], []
+    for seeds in args.seeds:
+        steps = args.steps or STEPS.get(seeds, 100_000)
+        ours = partial(ours_speed, seeds, steps, args.timeout)
+        pair = median_ratio(ours, partial(plain_speed, seeds, steps, args.timeout), args.rounds)
+        rows.append(Row(f"{seeds} seeds, against plain PPO", pair.a, "steps/s", pair.b, pair.ratio))
+        if seeds in TARGETS:
+            met = "met" if pair.ratio >= TARGETS[seeds] else "missed"
+            notes.append(f"{seeds} seeds: target {TARGETS[seeds]}x {met} at {pair.ratio:.2f}x")
+        if args.peers:
+            pair = median_ratio(ours, partial(rejax_speed, args.peer_python, seeds, steps, args.timeout), args.rounds)
+            rows.append(Row(f"{seeds} seeds, against rejax", pair.a, "steps/s", pair.b, pair.ratio))
+    emit("compiled_ppo", rows, args.json, notes)
+
+
+if __name__ == "__main__":
+    main()

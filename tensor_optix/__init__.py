@@ -1,0 +1,76 @@
+"""tensor_optix: training that runs itself, JAX first.
+
+    from tensor_optix import train
+    result = train("CartPole-v1", seeds=8)
+    print(result)
+
+Public names are resolved on first use: importing the package loads no framework but JAX.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+__version__ = "2.0.0.dev0"
+
+# name -> module that defines it; the one place where the public surface is listed
+_PUBLIC = {
+    # the compiled run
+    "train": "tensor_optix.training",
+    "resume": "tensor_optix.training",
+    "load_run": "tensor_optix.training",
+    "RunConfig": "tensor_optix.config",
+    "ConfigError": "tensor_optix.config",
+    "load_config": "tensor_optix.config",
+    "apply_overrides": "tensor_optix.config",
+    "TrainResult": "tensor_optix.results",
+    "MemberResult": "tensor_optix.results",
+    "Policy": "tensor_optix.policy",
+    "RunDirError": "tensor_optix.loop.durable",
+    # environments
+    "make_env": "tensor_optix.envs",
+    "check_environment": "tensor_optix.envs",
+    # contracts and data
+    "BaseAgent": "tensor_optix.core.base_agent",
+    "BaseEvaluator": "tensor_optix.core.base_evaluator",
+    "BaseOptimizer": "tensor_optix.core.base_optimizer",
+    "BasePipeline": "tensor_optix.core.base_pipeline",
+    "LoopCallback": "tensor_optix.loop.events",
+    "EpisodeData": "tensor_optix.core.types",
+    "EvalMetrics": "tensor_optix.core.types",
+    "HyperparamSet": "tensor_optix.core.types",
+    "PolicySnapshot": "tensor_optix.core.types",
+    "LoopState": "tensor_optix.core.types",
+    "StopReason": "tensor_optix.core.types",
+    # the brain's parts
+    "BackoffScheduler": "tensor_optix.core.backoff_scheduler",
+    "RegimeDetector": "tensor_optix.core.regime_detector",
+    "SPSAOptimizer": "tensor_optix.optimizers.spsa",
+    # mathematics
+    "compute_gae": "tensor_optix.core.returns",
+    "compute_vtrace_targets": "tensor_optix.core.returns",
+    "make_minibatches": "tensor_optix.core.returns",
+    "RunningMeanStd": "tensor_optix.core.normalizers",
+    "ObsNormalizer": "tensor_optix.core.normalizers",
+    "RewardNormalizer": "tensor_optix.core.normalizers",
+}
+_RENAMED = {"start_runtime": ("tensor_optix.loop.runtime", "start"), "make_env": ("tensor_optix.envs", "make")}
+
+__all__ = sorted({*_PUBLIC, *_RENAMED, "__version__"})  # noqa: PLE0605
+
+
+def __getattr__(name: str) -> Any:
+    if name in _RENAMED:
+        module, attribute = _RENAMED[name]
+    elif name in _PUBLIC:
+        module, attribute = _PUBLIC[name], name
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(module), attribute)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,248 @@
+"""The command line: tensor-optix train | resume | evaluate | plot | validate | doctor.
+
+Exit codes: 0 done, 1 the run failed, 2 what was asked for cannot be run (one sentence on standard error, nothing
+written), 130 interrupted (the run was saved and can be resumed).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tensor_optix.config import RunConfig
+    from tensor_optix.results import TrainResult
+
+OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    from tensor_optix.config import ConfigError
+    from tensor_optix.loop.durable import RunDirError
+
+    args = _parser().parse_args(argv)
+    try:
+        return int(args.run(args))
+    except (ConfigError, RunDirError) as error:
+        print(f"tensor-optix: {error}", file=sys.stderr)
+        return BAD_INPUT
+    except KeyboardInterrupt:
+        print("tensor-optix: interrupted", file=sys.stderr)
+        return INTERRUPTED
+
+
+def _parser() -> argparse.ArgumentParser:
+    import tensor_optix
+
+    parser = argparse.ArgumentParser(
+        prog="tensor-optix", description="Training that runs itself: it tunes, watches, restores and stops itself."
+    )
+    parser.add_argument("--version", action="version", version=tensor_optix.__version__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_train(commands.add_parser("train", help="train on an environment, or as a YAML file says"))
+    _add_resume(commands.add_parser("resume", help="go on with an interrupted run"))
+    _add_evaluate(commands.add_parser("evaluate", help="score a finished run's best policy on fresh episodes"))
+    _add_plot(commands.add_parser("plot", help="draw a finished run"))
+    _add_validate(commands.add_parser("validate", help="check a YAML file without running it"))
+    doctor = commands.add_parser("doctor", help="show devices, versions and caches, and what is wrong with them")
+    doctor.add_argument("--json", action="store_true", help="as one JSON object")
+    doctor.set_defaults(run=_doctor)
+    return parser
+
+
+def _add_common(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--steps", type=_whole, metavar="N", help="training budget of each seed, environment steps")
+    parser.add_argument("--json", action="store_true", help="the last line of standard output is one JSON object")
+    parser.add_argument("--quiet", action="store_true", help="no progress display and no report")
+    parser.add_argument("--plot", metavar="FILE", help="draw the run into a file (.png, .svg, .pdf)")
+    parser.add_argument("--cache-dir", metavar="DIR", help="where compiled programs are kept")
+    parser.add_argument("--no-cache", action="store_true", help="compile everything anew")
+
+
+def _add_train(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("what", metavar="ENV|CONFIG.yaml", help="an environment's id, module:Class, or a YAML file")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="settings, such as hyperparams.learning_rate=3e-4"
+    )
+    parser.add_argument("-a", "--algorithm", help="its name (default: ppo)")
+    parser.add_argument("--seeds", metavar="N", help="how many, or which: 8 or 3,5,7")
+    parser.add_argument("--target", type=float, metavar="SCORE", help="stop where the score stays at or above it")
+    parser.add_argument("--no-tune", action="store_true", help="leave the hyperparameters as they are")
+    parser.add_argument("--no-stop", action="store_true", help="use the whole budget even after convergence")
+    parser.add_argument("--run-dir", metavar="DIR", help="where the run is kept (default: runs/ENV-ALGORITHM-TIME)")
+    parser.add_argument("--no-run-dir", action="store_true", help="keep nothing on disk")
+    parser.add_argument("--overwrite", action="store_true", help="replace the run that is in --run-dir")
+    _add_common(parser)
+    parser.set_defaults(run=_train)
+
+
+def _add_resume(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run_dir", metavar="RUN_DIR")
+    _add_common(parser)
+    parser.set_defaults(run=_resume)
+
+
+def _add_evaluate(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run_dir", metavar="RUN_DIR")
+    parser.add_argument("--episodes", type=_whole, default=100, metavar="N")
+    parser.add_argument("--seed", type=int, default=0, help="of the episodes")
+    parser.add_argument("--json", action="store_true")
+    parser.set_defaults(run=_evaluate)
+
+
+def _add_plot(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run_dir", metavar="RUN_DIR")
+    parser.add_argument("-o", "--output", metavar="FILE", help="default: RUN_DIR/curves.png")
+    parser.set_defaults(run=_plot)
+
+
+def _add_validate(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("config", metavar="CONFIG.yaml")
+    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    parser.set_defaults(run=_validate)
+
+
+def _train(args: argparse.Namespace) -> int:
+    from tensor_optix.training import run_config
+
+    run = _requested(args)
+    _start_runtime(args)
+    run_dir = None if args.no_run_dir else args.run_dir or _fresh_run_dir(run)
+    result = run_config(run, run_dir=run_dir, overwrite=args.overwrite, progress=not args.quiet)
+    return _present(result, args)
+
+
+def _requested(args: argparse.Namespace) -> RunConfig:
+    from tensor_optix.config import ConfigError, apply_overrides, from_mapping, read_yaml
+
+    what = args.what
+    if "=" in what:
+        raise ConfigError(f"expected an environment or a YAML file before the settings, got {what!r}")
+    is_file = what.endswith((".yaml", ".yml")) or Path(what).is_file()
+    values = read_yaml(what) if is_file else {"env": what}
+    given = {
+        "algorithm": args.algorithm,
+        "seeds": None if args.seeds is None else _seeds(args.seeds),
+        "total_steps": args.steps,
+        "target_score": args.target,
+        "tune": False if args.no_tune else None,
+        "stop": False if args.no_stop else None,
+    }
+    values |= {name: value for name, value in given.items() if value is not None}
+    return from_mapping(apply_overrides(values, args.overrides))
+
+
+def _resume(args: argparse.Namespace) -> int:
+    from tensor_optix.training import resume
+
+    _start_runtime(args)
+    return _present(resume(args.run_dir, total_steps=args.steps, progress=not args.quiet), args)
+
+
+def _present(result: TrainResult, args: argparse.Namespace) -> int:
+    from tensor_optix.core.types import StopReason
+
+    if args.plot:
+        result.plot(args.plot)
+    if not args.quiet:
+        print(result.report())
+    if args.json:
+        print(json.dumps(result.to_json(), allow_nan=False))
+    interrupted = any(member.stop_reason == StopReason.INTERRUPTED for member in result.members)
+    return INTERRUPTED if interrupted else OK
+
+
+def _evaluate(args: argparse.Namespace) -> int:
+    from tensor_optix.training import evaluate_run
+
+    facts = evaluate_run(args.run_dir, episodes=args.episodes, seed=args.seed)
+    if args.json:
+        print(json.dumps(facts, allow_nan=False))
+    else:
+        low, high = facts["score_interval"]
+        print(f"{facts['env']}: {facts['score']:.4g} [{low:.4g}, {high:.4g}] over {facts['episodes']} fresh episodes")
+    return OK
+
+
+def _plot(args: argparse.Namespace) -> int:
+    from tensor_optix.loop.run_dir import RunDir
+    from tensor_optix.results import TrainResult
+
+    result = TrainResult.from_payload(*RunDir.read(args.run_dir).load_result())
+    output = Path(args.output or Path(args.run_dir) / "curves.png")
+    result.plot(output)
+    print(output)
+    return OK
+
+
+def _validate(args: argparse.Namespace) -> int:
+    from tensor_optix.config import load_config
+    from tensor_optix.plan import make_plan
+
+    run = load_config(args.config, args.overrides)
+    _start_runtime(args)
+    plan = make_plan(run)
+    print(json.dumps(plan.run.to_dict(), indent=1))
+    return OK
+
+
+def _doctor(args: argparse.Namespace) -> int:
+    from tensor_optix.loop import runtime
+
+    facts = runtime.examine(runtime.start(runtime.default_cache_dir()))
+    if args.json:
+        print(json.dumps(facts))
+        return OK if not facts["problems"] else FAILED
+    width = max(len(name) for name in facts)
+    for name, value in facts.items():
+        if name != "problems":
+            print(f"{name:<{width}}  {value}")
+    for problem in facts["problems"]:
+        print(f"problem: {problem}")
+    return OK if not facts["problems"] else FAILED
+
+
+def _start_runtime(args: argparse.Namespace) -> None:
+    from tensor_optix.loop import runtime
+
+    if getattr(args, "no_cache", False):
+        runtime.start()
+    else:
+        runtime.start(getattr(args, "cache_dir", None) or runtime.default_cache_dir())
+
+
+def _fresh_run_dir(run: RunConfig) -> Path:
+    name = "".join(c if c.isalnum() or c in "-_." else "-" for c in run.env)
+    base = Path("runs") / f"{name}-{run.algorithm}-{time.strftime('%Y%m%d-%H%M%S')}"
+    path, count = base, 1
+    while path.exists():
+        count += 1
+        path = base.with_name(f"{base.name}-{count}")
+    return path
+
+
+def _seeds(text: str) -> Any:
+    from tensor_optix.config import ConfigError
+
+    try:
+        values = [int(part) for part in text.split(",")]
+    except ValueError:
+        raise ConfigError(f"--seeds must be a number of seeds or a list of them such as 3,5,7, got {text!r}") from None
+    return values if "," in text else values[0]
+
+
+def _whole(text: str) -> int:
+    value = float(text)
+    if not value.is_integer():
+        raise argparse.ArgumentTypeError(f"must be a whole number, got {text}")
+    return int(value)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

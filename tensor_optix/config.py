@@ -1,0 +1,182 @@
+"""What a run is asked to do: `RunConfig`, from keyword arguments, YAML or the command line, checked before anything starts."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+
+class ConfigError(ValueError):
+    """What was asked for cannot be run; the message is one sentence for the person who asked."""
+
+
+@dataclass
+class RunConfig:
+    """One compiled run. Everything in it is plain data; a run directory records it fully resolved."""
+
+    env: str
+    algorithm: str = "ppo"
+    seeds: int | list[int] = 1  # how many (0, 1, ...), or which
+    total_steps: int | None = None  # training budget of each member in environment steps; None: 10 million
+    target_score: float | None = None  # stop where the score stays at or above it
+    tune: bool | list[str] = True  # tune hyperparameters online: all, some by name, or none
+    stop: bool = True  # stop at convergence; False: use the whole budget
+    config: dict[str, Any] = field(default_factory=dict)  # the algorithm's static configuration
+    hyperparams: dict[str, float] = field(default_factory=dict)
+    variants: list[dict[str, float]] = field(default_factory=list)  # hyperparameters by variant: seeds x variants run
+    search_space: dict[str, Any] = field(default_factory=dict)  # name -> (low, high) or (scale, low, high)
+    autonomy: dict[str, Any] = field(default_factory=dict)  # scheduler, tuner and roll-back settings
+    eval_every: int | None = None  # environment steps of a member between evaluations
+    eval_episodes: int | None = None  # episodes of one evaluation
+    eval_max_steps: int | None = None  # length at which an evaluation episode is cut; None: the environment's limit
+    final_episodes: int = 100  # fresh episodes that the reported score is the mean of
+
+    def __post_init__(self) -> None:
+        _check(self)
+
+    def seed_list(self) -> list[int]:
+        return list(range(self.seeds)) if isinstance(self.seeds, int) else list(self.seeds)
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+def from_mapping(values: Mapping[str, Any]) -> RunConfig:
+    """A `RunConfig` from plain data; unknown keys are refused with the nearest name."""
+    known = [f.name for f in dataclasses.fields(RunConfig)]
+    for key in values:
+        if key not in known:
+            raise ConfigError(unknown("setting", str(key), known))
+    if "env" not in values:
+        raise ConfigError('no environment given: set env, for example env: "CartPole-v1"')
+    return RunConfig(**values)
+
+
+def load_config(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
+    """Read a YAML file and apply `key=value` overrides.
+
+    Raises ConfigError where the file cannot be read, is not YAML, or says something that cannot be run.
+    """
+    return from_mapping(apply_overrides(read_yaml(path), overrides))
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """The mapping that a YAML file holds."""
+    import yaml
+
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+        values = yaml.load(text, Loader=_loader())
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror or error}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} must hold a mapping of settings, got {type(values).__name__}")
+    return values
+
+
+def apply_overrides(values: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
+    """A copy of `values` with each "a.b=value" put in place; values are read as YAML (so 3e-4 is a number)."""
+    import copy
+
+    import yaml
+
+    result = copy.deepcopy(dict(values))
+    for override in overrides:
+        name, equals, text = override.partition("=")
+        if not equals or not name.strip():
+            raise ConfigError(f"override {override!r} is not key=value, for example hyperparams.learning_rate=3e-4")
+        try:
+            value = yaml.load(text, Loader=_loader())
+        except yaml.YAMLError as error:
+            raise ConfigError(f"override {override!r}: {' '.join(str(error).split())}") from None
+        *path, last = name.strip().split(".")
+        place = result
+        for part in path:
+            place = place.setdefault(part, {})
+            if not isinstance(place, dict):
+                raise ConfigError(f"override {override!r}: {part} is not a mapping")
+        place[last] = value
+    return result
+
+
+def unknown(kind: str, name: str, known: Iterable[str]) -> str:
+    """One sentence: "unknown setting 'lr'; did you mean 'learning_rate'? known: ..."."""
+    names = sorted(known)
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    return f"unknown {kind} {name!r}; {hint}known: {', '.join(names)}"
+
+
+def _check(run: RunConfig) -> None:
+    if not isinstance(run.env, str) or not run.env:
+        raise ConfigError(f'env must be the id of an environment, for example "CartPole-v1", got {run.env!r}')
+    _check_seeds(run.seeds)
+    for name in ("total_steps", "eval_every", "eval_episodes", "eval_max_steps", "final_episodes"):
+        value = getattr(run, name)
+        if value is None and name != "final_episodes":
+            continue
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)
+            setattr(run, name, value)
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ConfigError(f"{name} must be a whole number of at least 1, got {value!r}")
+    for name in ("config", "hyperparams", "search_space", "autonomy"):
+        if not isinstance(getattr(run, name), dict):
+            raise ConfigError(f"{name} must be a mapping of names to values, got {getattr(run, name)!r}")
+    if not isinstance(run.variants, list) or not all(isinstance(v, dict) for v in run.variants):
+        raise ConfigError(f"variants must be a list of mappings of hyperparameters, got {run.variants!r}")
+    if run.target_score is not None and not _is_number(run.target_score):
+        raise ConfigError(f"target_score must be a finite number, got {run.target_score!r}")
+    if not isinstance(run.stop, bool):
+        raise ConfigError(f"stop must be true or false, got {run.stop!r}")
+    if not isinstance(run.tune, bool) and not (
+        isinstance(run.tune, list) and all(isinstance(name, str) for name in run.tune)
+    ):
+        raise ConfigError(f"tune must be true, false or a list of hyperparameter names, got {run.tune!r}")
+    for values in (run.hyperparams, *run.variants):
+        for name, value in values.items():
+            if not _is_number(value):
+                raise ConfigError(f"hyperparameter {name!r} must be a finite number, got {value!r}")
+
+
+def _check_seeds(seeds: Any) -> None:
+    if isinstance(seeds, Sequence) and not isinstance(seeds, str):
+        if not seeds:
+            raise ConfigError("seeds is empty: give at least one seed")
+        if len(set(seeds)) != len(seeds):
+            raise ConfigError(f"seeds must differ from each other, got {list(seeds)}")
+        values = list(seeds)
+    else:
+        values = [seeds]
+        if isinstance(seeds, int) and not isinstance(seeds, bool) and seeds < 1:
+            raise ConfigError(f"seeds must be at least 1, got {seeds}")
+    for value in values:
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**32:
+            raise ConfigError(f"seeds must be whole numbers from 0 to 2**32 - 1, got {value!r}")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _loader() -> Any:
+    """YAML 1.1 as PyYAML reads it, but with numbers such as 3e-4 read as numbers."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        pass
+
+    Loader.add_implicit_resolver(
+        "tag:yaml.org,2002:float",
+        re.compile(r"^[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)[eE][-+]?\d+$"),
+        list("-+0123456789."),
+    )
+    return Loader

@@ -1,0 +1,165 @@
+"""Spaces, and the two translations between an environment and an algorithm.
+
+Algorithms see one array per observation (a vector of float32, or an image) and emit one action per environment
+(an int32 choice, or a vector in [-1, 1]). Everything else is translated here and nowhere else.
+
+Spaces are recognised by what they have (`n`; `low`, `high`, `shape`; `spaces`), so those of gymnax and Gymnasium
+work too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Discrete:
+    """The integers 0 .. n-1, as an int32 scalar."""
+
+    n: int
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return ()
+
+    @property
+    def dtype(self) -> Any:
+        return jnp.int32
+
+
+@dataclass(frozen=True)
+class Box:
+    """Arrays of one shape with bounds: scalars, or (nested) tuples of that shape. Infinite bounds are allowed."""
+
+    low: Any
+    high: Any
+    shape: tuple[int, ...]
+    dtype: Any = jnp.float32
+
+
+@dataclass(frozen=True)
+class Dict:
+    """Named spaces; a value is a dict with the same names."""
+
+    spaces: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Tuple:
+    """Spaces in order; a value is a tuple of that length."""
+
+    spaces: Sequence[Any]
+
+
+def is_discrete(space: Any) -> bool:
+    """True for one integer choice; MultiDiscrete and MultiBinary are not."""
+    return isinstance(getattr(space, "n", None), (int, np.integer))
+
+
+def is_box(space: Any) -> bool:
+    """True for arrays of one shape between bounds."""
+    return all(hasattr(space, name) for name in ("low", "high", "shape"))
+
+
+@dataclass(frozen=True)
+class ActionSpec:
+    """What a policy has to emit. Hashable: bounds are kept as tuples, one entry per dimension."""
+
+    kind: str  # "discrete" or "continuous"
+    n: int  # number of choices (discrete) or dimensions (continuous)
+    shape: tuple[int, ...] = ()  # of the environment's own action, without batch axes
+    dtype: str = "int32"
+    start: int = 0  # first integer of a Gymnasium Discrete
+    center: tuple[float, ...] = ()  # (high + low) / 2 where both bounds are finite, else 0
+    half_range: tuple[float, ...] = ()  # (high - low) / 2 where both bounds are finite, else 1
+    bounded: tuple[bool, ...] = ()
+
+    def to_env(self, action: jax.Array) -> jax.Array:
+        """One policy action ([] int32, or [n] float32 in [-1, 1]) as the environment wants it.
+
+        A bounded dimension is clipped to [-1, 1] and mapped affinely to [low, high]; others pass unchanged.
+        """
+        if self.kind == "discrete":
+            return action.astype(jnp.int32) + jnp.int32(self.start) if self.start else action.astype(jnp.int32)
+        action = action.astype(jnp.float32)
+        center, half_range = np.asarray(self.center, np.float32), np.asarray(self.half_range, np.float32)
+        scaled = center + half_range * jnp.clip(action, jnp.float32(-1.0), jnp.float32(1.0))
+        mapped = jnp.where(np.asarray(self.bounded), scaled, action)
+        return mapped.reshape(self.shape).astype(self.dtype)
+
+    def sample(self, key: jax.Array, n: int) -> jax.Array:
+        """Uniform random policy actions: int32 [n], or float32 [n, dimensions] in [-1, 1)."""
+        if self.kind == "discrete":
+            return jax.random.randint(key, (n,), 0, self.n, jnp.int32)
+        return jax.random.uniform(key, (n, self.n), jnp.float32, -1.0, 1.0)
+
+
+def action_spec(space: Any) -> ActionSpec:
+    """Describe an action space. ValueError for anything but Discrete and Box."""
+    if is_discrete(space):
+        return ActionSpec("discrete", int(space.n), start=int(getattr(space, "start", 0)))
+    if not is_box(space) or not jnp.issubdtype(space.dtype, jnp.floating):
+        raise ValueError(
+            f"action space {space!r} is not supported: expected Discrete or a floating point Box; "
+            "wrap the environment so that it takes one of the two"
+        )
+    shape = tuple(int(size) for size in space.shape)
+    low, high = (np.broadcast_to(np.asarray(bound, np.float64), shape).ravel() for bound in (space.low, space.high))
+    if np.any(low >= high):
+        raise ValueError(
+            f"action space has low {low.tolist()} not below high {high.tolist()}; every low must be < high"
+        )
+    # Bounds at the end of float32's range mean "no bound"; their difference would overflow.
+    bounded = (np.abs(low) < 1e30) & (np.abs(high) < 1e30)
+    center = np.where(bounded, (low + high) / 2.0, 0.0)
+    half_range = np.where(bounded, (high - low) / 2.0, 1.0)
+    return ActionSpec(
+        "continuous",
+        int(np.prod(shape, dtype=np.int64)),
+        shape=shape,
+        dtype=np.dtype(space.dtype).name,
+        center=tuple(map(float, center)),
+        half_range=tuple(map(float, half_range)),
+        bounded=tuple(map(bool, bounded)),
+    )
+
+
+def to_array(obs: Any, space: Any) -> jax.Array:
+    """One observation as one array.
+
+    A Box [H, W, C] is an image and keeps its shape (and uint8); every other Box becomes a float32 vector; a Discrete
+    becomes a one-hot vector; Dict and Tuple become the concatenation of their parts, images in them flattened.
+    """
+    if not hasattr(space, "spaces"):
+        return _leaf_to_array(obs, space)
+    parts = [_leaf_to_array(part, child) for part, child in _leaves(obs, space)]
+    return jnp.concatenate([part.reshape(-1).astype(jnp.float32) for part in parts])
+
+
+def _leaf_to_array(obs: Any, space: Any) -> jax.Array:
+    obs = jnp.asarray(obs)
+    if is_discrete(space):
+        return jax.nn.one_hot(obs.reshape(()), int(space.n), dtype=jnp.float32)
+    if obs.ndim == 3:
+        return obs if obs.dtype == jnp.uint8 else obs.astype(jnp.float32)
+    return obs.reshape(-1).astype(jnp.float32)
+
+
+def _leaves(obs: Any, space: Any) -> list[tuple[Any, Any]]:
+    """Pairs of an array and its space, depth first, in the order of the space."""
+    if not hasattr(space, "spaces"):
+        return [(obs, space)]
+    children = space.spaces
+    named = children.items() if hasattr(children, "items") else enumerate(children)
+    return [pair for name, child in named for pair in _leaves(_child(obs, name), child)]
+
+
+def _child(obs: Any, name: Any) -> Any:
+    # gymnax's own Dict space describes observations that are dataclasses.
+    return obs[name] if isinstance(name, int) or isinstance(obs, Mapping) else getattr(obs, name)

@@ -1,0 +1,279 @@
+"""The figure of a run: learning curves above, tuned hyperparameters and loop states below, over environment steps.
+
+Imports matplotlib; only `TrainResult.plot` imports this module. No pyplot: no window, no global state.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullLocator
+
+from tensor_optix.core.types import Event, LoopState, StopReason
+from tensor_optix.statistics import interquartile_mean
+
+if TYPE_CHECKING:
+    from tensor_optix.curves import Curve
+    from tensor_optix.results import MemberResult, TrainResult
+
+_GRID = 200  # points of the common env-steps grid
+_RESAMPLES = 300  # of the band; its edge is drawn one pixel or so wide
+_INK, _MUTED, _THIN, _ACCENT = "#22272e", "#6b7480", "#9aa7b8", "#1f5fa8"
+_STATE_COLOURS = {
+    LoopState.ACTIVE: "#a9d5b5",
+    LoopState.COOLING: "#f2d98b",
+    LoopState.DORMANT: "#c9b6d9",
+    LoopState.WATCHDOG: "#a8c8ea",
+}
+_STOP_MARKERS = {  # marker, colour
+    StopReason.CONVERGED: ("o", "#2c8a4b"),
+    StopReason.TARGET: ("*", "#d08a00"),
+    StopReason.BUDGET: ("s", "#6b7480"),
+    StopReason.NON_FINITE: ("X", "#c4302b"),
+    StopReason.INTERRUPTED: ("d", "#8250a8"),
+}
+_EVENT_MARKERS = {  # marker, colour, label
+    Event.BEST: ("|", "#2f5d3c", "new best"),
+    Event.ROLLBACK: ("<", "#d9660c", "roll-back"),
+    Event.NON_FINITE: ("x", "#c4302b", "NaN or infinity"),
+}
+_STYLE = {
+    "axes.edgecolor": "#c3c9d1",
+    "axes.labelcolor": _INK,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "font.size": 9.5,
+    "text.color": _INK,
+    "xtick.color": _MUTED,
+    "ytick.color": _MUTED,
+    "xtick.labelsize": 8.5,
+    "ytick.labelsize": 8.5,
+}
+
+
+class NotebookFigure(Figure):
+    """A figure that notebooks show without pyplot."""
+
+    def _repr_png_(self) -> bytes:
+        png = io.BytesIO()
+        self.savefig(png, format="png", dpi=110)
+        return png.getvalue()
+
+
+def training_figure(result: TrainResult) -> Figure:
+    """Draw `result`. Members that stopped early hold their kept best (dashed) after a marker of why they stopped."""
+    tuned = tuned_hyperparams([member.curve for member in result.members])
+    heights = [3.4, *([0.85] * len(tuned)), _states_height(len(result.members))]
+    with matplotlib.rc_context(_STYLE):
+        figure = NotebookFigure(figsize=(9.0, sum(heights) + 1.5), layout="constrained")
+        axes = figure.subplots(len(heights), 1, sharex=True, height_ratios=heights, squeeze=False)[:, 0]
+        _draw_scores(axes[0], result)
+        for axis, name in zip(axes[1:-1], tuned, strict=True):
+            _draw_hyperparam(axis, result, name)
+        handles = _draw_states(axes[-1], result.members)
+        axes[-1].set_xlabel("environment steps of each member")
+        axes[-1].xaxis.set_major_formatter(EngFormatter(sep=""))
+        axes[-1].set_xlim(0, max((member.env_steps for member in result.members), default=0) * 1.015 or 1)
+        for axis in axes[:-1]:
+            axis.tick_params(axis="x", length=0)
+        figure.align_ylabels(axes)
+        figure.legend(handles=handles, loc="outside lower center", ncols=len(handles) or 1, frameon=False, fontsize=8.5)
+    return figure
+
+
+def tuned_hyperparams(curves: Sequence[Curve]) -> list[str]:
+    """Names of the hyperparameters that differ over time or between members, in their order of appearance."""
+    names = list(dict.fromkeys(name for curve in curves for name in curve.hyperparams))
+    spread = {name: np.concatenate([c.hyperparams[name] for c in curves if name in c.hyperparams]) for name in names}
+    return [name for name in names if spread[name].size and spread[name].min() != spread[name].max()]
+
+
+def common_grid(members: Sequence[MemberResult]) -> tuple[np.ndarray, np.ndarray]:
+    """Env-steps grid [G] and each member's score on it [members, G], both float64.
+
+    Between two evaluations the score is interpolated; after a member stopped it holds the score of its kept policy.
+    Members without a finite score are left out; the grid begins where all others have been evaluated once.
+    """
+    known = [(m, *_finite_scores(m.curve)) for m in members]
+    known = [item for item in known if item[1].size]
+    if not known:
+        return np.zeros(0), np.zeros((0, 0))
+    grid = np.linspace(max(steps[0] for _, steps, _ in known), max(m.env_steps for m, _, _ in known), _GRID)
+    rows = []
+    for member, steps, scores in known:
+        row = np.interp(grid, steps, scores)
+        rows.append(np.where(grid > member.env_steps, _held_score(member.curve, scores), row))
+    return grid, np.stack(rows)
+
+
+def _finite_scores(curve: Curve) -> tuple[np.ndarray, np.ndarray]:
+    finite = np.isfinite(curve.score)
+    return curve.env_steps[finite].astype(np.float64), curve.score[finite].astype(np.float64)
+
+
+def _held_score(curve: Curve, finite_scores: np.ndarray) -> float:
+    """Score of the policy that a stopped member keeps: the one last saved, or its highest if none was."""
+    kept = curve.best_so_far()[-1]
+    return float(kept) if np.isfinite(kept) else float(finite_scores.max())
+
+
+def _draw_scores(axis: Axes, result: TrainResult) -> None:
+    members = result.members
+    grid, rows = common_grid(members)
+    axis.set_title(f"{result.env}   {result.algorithm}", loc="left", fontsize=12, fontweight="bold")
+    axis.set_ylabel("score")
+    axis.grid(axis="y", color="#e8ebef", lw=0.8)
+    axis.set_axisbelow(True)
+    if not grid.size:
+        axis.text(0.5, 0.5, "no finite score", transform=axis.transAxes, ha="center", color=_MUTED)
+        return
+    handles = _draw_members(axis, members)
+    if len(rows) > 1:
+        label = f"interquartile mean of {len(rows)}, 95 % band"
+        handles[:0] = axis.plot(grid, interquartile_mean(rows, axis=0), color=_ACCENT, lw=2.2, zorder=3, label=label)
+        axis.fill_between(grid, *_band(rows), color=_ACCENT, alpha=0.2, lw=0, zorder=2)
+    axis.set_ylim(*_score_limits(members, rows))
+    axis.legend(handles=handles, loc="lower right", frameon=False, fontsize=8.5)
+    if np.isfinite(result.iqm):
+        low, high = result.iqm_interval
+        final = f"final {'score' if len(members) == 1 else 'IQM'} {result.iqm:.4g}  [{low:.4g}, {high:.4g}]"
+        axis.set_title(final, loc="right", fontsize=9.5, color=_MUTED)
+
+
+def _draw_members(axis: Axes, members: Sequence[MemberResult]) -> list[Line2D]:
+    """Each member's scores, and where it stopped at the score of the policy it kept. Returns the legend's handles."""
+    n = len(members)
+    end = max(member.env_steps for member in members)
+    colour, width, alpha = (_ACCENT, 1.6, 1.0) if n == 1 else (_THIN, 0.9, float(np.clip(3.0 / n, 0.16, 0.75)))
+    held_style: dict[str, Any] = {"color": _MUTED, "lw": 0.7, "ls": (0, (4, 3))}
+    handles: dict[str, Line2D] = {}
+    for member in members:
+        steps, scores = _finite_scores(member.curve)
+        if not steps.size:
+            continue
+        held = _held_score(member.curve, scores)
+        axis.plot(steps, scores, color=colour, lw=width, alpha=alpha, zorder=1)
+        if member.env_steps < end:
+            axis.plot([member.env_steps, end], [held, held], alpha=max(alpha, 0.3), zorder=1, **held_style)
+            handles[""] = Line2D([], [], label="best policy, kept after the stop", **held_style)
+        if member.stop_reason in _STOP_MARKERS:
+            marker, fill = _STOP_MARKERS[member.stop_reason]
+            style: dict[str, Any] = {"marker": marker, "color": fill, "mec": "white", "mew": 0.6, "ls": "none"}
+            axis.plot(member.env_steps, held, ms=6.5 if n <= 16 else 4.5, zorder=4, clip_on=False, **style)
+            label = member.stop_reason.label
+            handles[label] = Line2D([], [], ms=6.5, label=f"best policy at the stop: {label}", **style)
+    return [handles[label] for label in sorted(handles)]
+
+
+def _score_limits(members: Sequence[MemberResult], rows: np.ndarray) -> tuple[float, float]:
+    """Limits that show the mean and all but far outliers: one diverged evaluation must not flatten the picture."""
+    scores = np.concatenate([_finite_scores(member.curve)[1] for member in members])
+    middle = interquartile_mean(rows, axis=0)
+    low, high = np.quantile(scores, [0.02, 0.98])
+    low, high = min(low, middle.min()), max(high, middle.max(), rows[:, -1].max())
+    span = high - low
+    pad = 0.05 * span or 0.05 * abs(high) or 1.0
+    return max(scores.min(), low - span) - pad, min(scores.max(), high + span) + pad
+
+
+def _band(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """[members, G] -> 2.5 % and 97.5 % quantile [G] each of the interquartile mean over resampled members."""
+    rng = np.random.default_rng(0)
+    picks = rng.integers(0, len(rows), (_RESAMPLES, len(rows)))
+    drawn = np.stack([interquartile_mean(rows[pick], axis=0) for pick in picks])
+    low, high = np.quantile(drawn, [0.025, 0.975], axis=0)
+    return low, high
+
+
+def _draw_hyperparam(axis: Axes, result: TrainResult, name: str) -> None:
+    """Each member a thin step line, and their median; a stopped member's last value counts on."""
+    members = [m for m in result.members if name in m.curve.hyperparams and len(m.curve)]
+    grid = np.linspace(0, max(member.env_steps for member in members), _GRID)
+    alpha = float(np.clip(4.0 / len(members), 0.2, 0.8))
+    tracks = []
+    for member in members:
+        steps, values = member.curve.env_steps, member.curve.hyperparams[name]
+        if len(members) == 1:
+            axis.step(steps, values, where="pre", color=_ACCENT, lw=1.4)
+        else:
+            axis.step(steps, values, where="pre", color=_THIN, lw=0.8, alpha=alpha)
+        tracks.append(values[np.minimum(np.searchsorted(steps, grid), len(steps) - 1)])
+    if len(members) > 1:
+        axis.plot(grid, np.median(tracks, axis=0), color=_ACCENT, lw=1.6)
+    if name in result.log_hyperparams:
+        axis.set_yscale("log")
+        low, high = axis.get_ylim()
+        axis.yaxis.set_major_locator(LogLocator(subs=(1.0,) if high > 30 * low else (1.0, 2.0, 5.0)))
+        axis.yaxis.set_minor_locator(NullLocator())
+    else:
+        axis.yaxis.set_major_locator(MaxNLocator(3))
+    axis.yaxis.set_major_formatter(lambda value, _: _tick_label(value))
+    axis.set_ylabel(name.replace("_", "\n", 1), fontsize=8.5)
+    axis.grid(axis="y", color="#eef0f3", lw=0.8)
+
+
+def _tick_label(value: float) -> str:
+    """0.02, 0.001, 5e-4: two digits at most, without padded exponents."""
+    if 0 < abs(value) < 9.5e-4:
+        digits, exponent = f"{value:.1e}".split("e")
+        return f"{digits.removesuffix('.0')}e{int(exponent)}"
+    return f"{value:.4g}"
+
+
+def _states_height(n_members: int) -> float:
+    """Inches of the strip of loop states."""
+    return float(np.clip(0.15 * n_members, 0.4, 2.4))
+
+
+def _draw_states(axis: Axes, members: Sequence[MemberResult]) -> list[Line2D | Patch]:
+    """One row per member, coloured by loop state; marks for new bests, roll-backs and non-finite values.
+
+    Returns the handles of what occurs.
+    """
+    n = len(members)
+    size = float(np.clip(0.62 * 72 * _states_height(n) / max(n, 1), 1.6, 6.0))
+    seen: set[LoopState] = set()
+    happened = 0
+    for y, member in enumerate(members):
+        spans, states = _state_spans(member)
+        seen |= set(states)
+        colours = [_STATE_COLOURS[state] for state in states]
+        axis.broken_barh(spans, (y - 0.5, 0.92 if n <= 24 else 1.0), facecolors=colours, lw=0)
+        for event, (marker, colour, _) in _EVENT_MARKERS.items():
+            steps = member.curve.env_steps[(member.curve.events & event) != 0]
+            happened |= event if len(steps) else 0
+            width = 0.6 if event == Event.BEST else 1.1
+            axis.plot(steps, np.full(len(steps), y), marker, color=colour, ms=size, mew=width, ls="none")
+        if member.stop_reason in _STOP_MARKERS:
+            marker, colour = _STOP_MARKERS[member.stop_reason]
+            axis.plot(member.env_steps, y, marker, color=colour, ms=size, mew=0, clip_on=False)
+    axis.set_ylim(n - 0.4, -0.6)
+    axis.set_ylabel("state" if n < 6 else "loop state\nby seed", fontsize=8.5)
+    step = max(1, -(-n // 8))
+    axis.set_yticks(range(0, n, step), [str(members[i].seed) for i in range(0, n, step)])
+    axis.tick_params(axis="y", length=0)
+    axis.spines["left"].set_visible(False)
+    handles: list[Line2D | Patch] = [Patch(color=_STATE_COLOURS[s], label=s.name.lower()) for s in sorted(seen)]
+    for event, (marker, colour, label) in _EVENT_MARKERS.items():
+        if happened & event:
+            handles.append(Line2D([], [], marker=marker, color=colour, ls="none", ms=6, label=label))
+    return handles
+
+
+def _state_spans(member: MemberResult) -> tuple[list[tuple[float, float]], list[LoopState]]:
+    """(start, width) and state of the stretches of equal state: a state holds from its evaluation to the next."""
+    states = np.concatenate([[LoopState.ACTIVE], member.curve.state]).astype(int)
+    borders = np.concatenate([[0], member.curve.env_steps]).astype(float)
+    changes = np.flatnonzero(np.diff(states, prepend=-1))
+    starts = borders[changes]
+    widths = np.diff(starts, append=max(float(member.env_steps), starts[-1]))
+    spans = [(start, width) for start, width in zip(starts.tolist(), widths.tolist(), strict=True) if width > 0]
+    return spans, [LoopState(int(state)) for state in states[changes][widths > 0]]

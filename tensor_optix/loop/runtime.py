@@ -1,0 +1,137 @@
+"""Start-up of JAX's backend, in the one place that may touch it.
+
+Three settings must be made before the backend starts and cannot be changed afterwards, so `start()` runs at first use
+(never at import), leaves whatever the user has set alone, and warns with the remedy when it comes too late:
+
+- *The thread pool.* XLA's CPU client runs programs and their parts on one pool, sized by the number of cores. On two
+  cores some vmapped training programs wait for ever right after compilation (jax 0.10): every thread of the pool waits
+  for work that only another thread of the same pool could do. A larger pool ends it, at the same speed. XLA reads the
+  size from the variable NPROC once, when the client starts.
+- *CPU devices.* XLA keeps one core busy with one program. Members are spread over several CPU devices instead.
+- *The compilation cache*, so that a second start does not compile again (the command line turns it on).
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+MIN_POOL_THREADS = 8
+
+
+class BackendStartedWarning(UserWarning):
+    """The backend was up before tensor_optix could prepare it."""
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """What the backend looks like after `start()`."""
+
+    platform: str  # "cpu", "gpu", "tpu"
+    n_devices: int  # local devices that members are spread over
+    n_cores: int
+    pool_threads: int | None  # None: not known, the backend was started elsewhere
+    cache_dir: str | None
+    started_by_us: bool
+
+    @property
+    def may_deadlock(self) -> bool:
+        """True when the CPU client's thread pool is too small to be safe."""
+        return self.platform == "cpu" and (self.pool_threads or self.n_cores) < 4
+
+
+_runtime: Runtime | None = None
+
+
+def start(cache_dir: str | Path | None = None) -> Runtime:
+    """Prepare and start the backend; later calls return the first one's result.
+
+    cache_dir: a compilation cache, unless the user has configured one. Warns (`BackendStartedWarning`) if the backend
+    was already up with a thread pool that may deadlock.
+    """
+    global _runtime
+    if _runtime is None:
+        _runtime = _start(cache_dir)
+    return _runtime
+
+
+def default_cache_dir() -> Path:
+    """Where the command line keeps compiled programs: $XDG_CACHE_HOME or ~/.cache."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "tensor_optix" / "xla"
+
+
+def _start(cache_dir: str | Path | None) -> Runtime:
+    import jax
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+    if cache_dir is not None and jax.config.jax_compilation_cache_dir is None:
+        jax.config.update("jax_compilation_cache_dir", str(cache_dir))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    late = _backend_is_up()
+    pool: int | None = None
+    if not late:
+        if not _devices_chosen_by_user():
+            jax.config.update("jax_num_cpu_devices", cores)
+        pool = _start_with_large_pool(cores)
+    elif (asked := os.environ.get("NPROC", "")).isdigit():
+        pool = int(asked)  # most likely set before the process started
+    runtime = Runtime(
+        platform=jax.default_backend(),
+        n_devices=jax.local_device_count(),
+        n_cores=cores,
+        pool_threads=pool,
+        cache_dir=jax.config.jax_compilation_cache_dir,
+        started_by_us=not late,
+    )
+    if runtime.may_deadlock:
+        warnings.warn(
+            f"JAX's CPU backend runs on a pool of {pool or cores} threads, "
+            + ("set by NPROC" if pool else "started before tensor_optix")
+            + ": XLA can deadlock on training programs with fewer than 4. Call tensor_optix.start_runtime() before the "
+            "first JAX computation, or set the environment variable NPROC=8 before starting Python.",
+            BackendStartedWarning,
+            stacklevel=4,
+        )
+    elif late and runtime.platform == "cpu" and runtime.n_devices < cores:
+        warnings.warn(
+            f"JAX's CPU backend was started before tensor_optix with {runtime.n_devices} device(s) on {cores} cores: "
+            "members will use only part of the machine. Call tensor_optix.start_runtime() before the first JAX "
+            "computation.",
+            BackendStartedWarning,
+            stacklevel=4,
+        )
+    return runtime
+
+
+def _backend_is_up() -> bool:
+    bridge = sys.modules.get("jax._src.xla_bridge")
+    return bool(bridge is not None and bridge.backends_are_initialized())
+
+
+def _devices_chosen_by_user() -> bool:
+    import jax
+
+    return jax.config.jax_num_cpu_devices != -1 or "xla_force_host_platform_device_count" in os.environ.get(
+        "XLA_FLAGS", ""
+    )
+
+
+def _start_with_large_pool(cores: int) -> int:
+    """Start the backend with NPROC set for just that moment; returns the pool's size."""
+    import jax
+
+    asked = os.environ.get("NPROC")
+    if asked is not None:  # the user's own choice
+        jax.devices()
+        return int(asked) if asked.isdigit() else cores
+    size = max(MIN_POOL_THREADS, cores)
+    os.environ["NPROC"] = str(size)
+    try:
+        jax.devices()
+    finally:
+        del os.environ["NPROC"]
+    return size

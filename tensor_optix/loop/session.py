@@ -1,0 +1,291 @@
+"""The host's side of a compiled run: lay members out over devices, compile, run chunk after chunk.
+
+A session knows nothing of files or displays; `train` wraps one in both.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from tensor_optix.core import autonomy
+from tensor_optix.core.autonomy import NO_LIMIT
+from tensor_optix.core.types import StopReason
+from tensor_optix.loop.compiled import MEMBERS, Member, Program, make_mesh, sharded_chunk, sharded_final, sharded_init
+from tensor_optix.loop.events import ChunkReport
+
+CHUNK_SECONDS = 0.5  # how long the host leaves the device alone
+MAX_CHUNK = 256  # windows; sizes the report buffers
+EMPTY = -1  # a lane that only fills a block
+
+
+@dataclass(frozen=True)
+class MemberSpec:
+    """What tells one member from another."""
+
+    seed: int
+    variant: int
+    hyper: dict[str, float]
+
+    def key(self) -> jax.Array:
+        return jax.random.fold_in(jax.random.key(self.seed), self.variant)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How members lie on devices: lanes = devices * blocks per device * block."""
+
+    n_devices: int
+    block: int
+    lanes: int
+
+    @classmethod
+    def of(cls, n_members: int, n_devices: int, block: int) -> Layout:
+        n_devices = max(1, min(n_devices, n_members))
+        block = max(1, min(block, -(-n_members // n_devices)))
+        stride = n_devices * block
+        return cls(n_devices, block, -(-n_members // stride) * stride)
+
+    def load(self, active: np.ndarray) -> int:
+        """Blocks that the busiest device still has to run; active is [lanes] bool."""
+        return int(active.reshape(self.n_devices, -1, self.block).any(axis=2).sum(axis=1).max())
+
+    def packed(self, active: np.ndarray) -> np.ndarray | None:
+        """An order of the lanes that spreads the survivors evenly, or None if that would not save a block."""
+        rows = -(-int(active.sum()) // (self.n_devices * self.block))
+        if rows >= self.load(active):
+            return None
+        survivors_first = np.argsort(~active, kind="stable")
+        # Rank r goes to device (r // block) % n_devices: blocks are dealt out like cards.
+        lanes = np.arange(self.lanes).reshape(-1, self.n_devices, self.block).transpose(1, 0, 2).reshape(-1)
+        return survivors_first[lanes]
+
+
+def default_block(platform: str) -> int:
+    """Members that run under one vmap: figures in benchmarks/RESULTS.md."""
+    return 1 if platform == "cpu" else 64
+
+
+class Session:
+    """One compiled run of several members. `step()` until `done`, then `final()`."""
+
+    def __init__(
+        self,
+        program: Program,
+        members: Sequence[MemberSpec],
+        *,
+        devices: Sequence[Any],
+        block: int,
+        max_windows: int = NO_LIMIT,
+        target_score: float = float("inf"),
+        final_episodes: int = 100,
+    ) -> None:
+        self.program = program
+        self.specs = list(members)
+        self.max_windows = max_windows
+        self.target_score = target_score
+        self.layout = Layout.of(len(self.specs), len(devices), block)
+        mesh = make_mesh(list(devices[: self.layout.n_devices]))
+        self._sharding = NamedSharding(mesh, P(MEMBERS))
+        self._init = sharded_init(program, mesh)
+        self._chunk = sharded_chunk(program, mesh, self.layout.block, MAX_CHUNK)
+        self._final = sharded_final(program, mesh, final_episodes)
+        self._compiled: dict[str, Future[Any]] = {}
+        self._pool = ThreadPoolExecutor(2, "compile")
+        lanes = np.full(self.layout.lanes, EMPTY)
+        lanes[: len(self.specs)] = np.arange(len(self.specs))
+        self.member_ids = self._dealt(lanes)
+        self.windows = np.zeros(len(self.specs), np.int64)
+        self.stop_reasons = np.full(len(self.specs), StopReason.RUNNING)
+        self.run_s = 0.0
+        self.compile_s = 0.0
+        self._seconds_per_window: float | None = None
+        self._members: Member | None = None
+
+    # -- compile and start -------------------------------------------------------------------------------
+
+    def compile(self) -> None:
+        """Trace and compile every program; the final evaluation goes on compiling in the background."""
+        started = time.perf_counter()
+        args = self._init_args()
+        shapes = jax.eval_shape(self._init, *args)
+        members = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=self._sharding), shapes)
+        for name, function, arguments in (
+            ("chunk", self._chunk, (members, jax.ShapeDtypeStruct((), jnp.int32))),
+            ("init", self._init, args),
+            ("final", self._final, (members,)),
+        ):
+            self._compiled[name] = self._pool.submit(function.lower(*arguments).compile)
+        self._compiled["chunk"].result()
+        self._compiled["init"].result()
+        self.compile_s += time.perf_counter() - started
+
+    def start(self) -> None:
+        """Fresh members."""
+        self._members = self._program("init")(*self._init_args())
+
+    def _program(self, name: str) -> Any:
+        if name not in self._compiled:
+            self.compile()
+        started = time.perf_counter()
+        compiled = self._compiled[name].result()
+        self.compile_s += time.perf_counter() - started
+        return compiled
+
+    def _init_args(self) -> tuple[Any, ...]:
+        specs = [self.specs[max(i, 0)] for i in self.member_ids]
+        hyper = {
+            name: np.asarray([spec.hyper[name] for spec in specs], np.float32) for name in self.specs[0].hyper
+        }
+        args = (
+            jnp.stack([spec.key() for spec in specs]),
+            hyper,
+            np.full(self.layout.lanes, self.max_windows, np.int32),
+            np.full(self.layout.lanes, self.target_score, np.float32),
+            self.member_ids != EMPTY,
+        )
+        return tuple(jax.device_put(args, self._sharding))
+
+    # -- run ---------------------------------------------------------------------------------------------
+
+    @property
+    def done(self) -> bool:
+        return bool((self.stop_reasons != StopReason.RUNNING).all())
+
+    def step(self) -> ChunkReport:
+        """Run one chunk of about CHUNK_SECONDS and say what happened."""
+        chunk = self._program("chunk")
+        n_windows = self._next_chunk()
+        started = time.perf_counter()
+        self._members, reports = chunk(self._members, jnp.int32(n_windows))
+        reports = jax.device_get(reports)
+        elapsed = time.perf_counter() - started
+        self.run_s += elapsed
+        self._seconds_per_window = elapsed / n_windows
+        report = self._chunk_report(reports, n_windows)
+        self._account(report)
+        self._pack()
+        return report
+
+    def final(self) -> tuple[Any, Any]:
+        """Best policy of every member, in member order, and its fresh episodes, on the host."""
+        policies, episodes = jax.device_get(self._program("final")(self._members))
+        order = np.argsort(np.where(self.member_ids == EMPTY, NO_LIMIT, self.member_ids))[: len(self.specs)]
+        return jax.tree.map(lambda x: x[order], (policies, episodes))
+
+    def _next_chunk(self) -> int:
+        if self._seconds_per_window is None:
+            return 1
+        return int(np.clip(CHUNK_SECONDS / max(self._seconds_per_window, 1e-6), 1, MAX_CHUNK))
+
+    def _chunk_report(self, reports: Any, n_windows: int) -> ChunkReport:
+        used = self.member_ids != EMPTY
+        ids = self.member_ids[used]
+
+        def cut(x: np.ndarray) -> np.ndarray:
+            return x[:n_windows, used]
+
+        named = {name: cut(getattr(reports, name)) for name in _COLUMNS}
+        return ChunkReport(
+            first_window=self.windows[ids],
+            hyperparams={name: cut(x) for name, x in reports.hyperparams.items()},
+            losses={name: cut(x) for name, x in reports.losses.items()},
+            member_ids=ids,
+            **named,
+        )
+
+    def _account(self, report: ChunkReport) -> None:
+        self.windows[report.member_ids] += report.active.sum(axis=0)
+        self.stop_reasons[report.member_ids] = np.maximum(
+            self.stop_reasons[report.member_ids], report.stop_reason.max(axis=0)
+        )
+
+    def _pack(self) -> None:
+        running = np.append(self.stop_reasons == StopReason.RUNNING, False)  # the appended one is EMPTY
+        order = self.layout.packed(running[self.member_ids])
+        if order is None or self.done:
+            return
+        self.member_ids = self.member_ids[order]
+        self._put(jax.tree.map(lambda x: x[order], _to_host(self._members)))
+
+    # -- state -------------------------------------------------------------------------------------------
+
+    def state(self) -> dict[str, Any]:
+        """Everything needed to go on exactly, in member order, on the host; independent of devices and blocks."""
+        lane_of = np.argsort(np.where(self.member_ids == EMPTY, NO_LIMIT, self.member_ids))[: len(self.specs)]
+        members = jax.tree.map(lambda x: x[lane_of], _to_host(self._members))
+        return {"members": members, "windows": self.windows.copy(), "stop_reasons": self.stop_reasons.copy()}
+
+    def template(self) -> dict[str, Any]:
+        """Shapes and dtypes of `state()`, without running anything."""
+        shapes = jax.eval_shape(self._init, *self._init_args())
+        shapes = jax.eval_shape(lambda tree: jax.tree.map(_key_data, tree), shapes)
+        count = len(self.specs)
+        members = jax.tree.map(lambda s: jax.ShapeDtypeStruct((count, *s.shape[1:]), s.dtype), shapes)
+        counters = jax.ShapeDtypeStruct((count,), np.int64)
+        return {"members": members, "windows": counters, "stop_reasons": counters}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Go on from what `state()` returned; a larger budget lets members run on that only the budget had stopped."""
+        self.windows = np.array(state["windows"], np.int64)
+        reasons = np.array(state["stop_reasons"], np.int64)
+        self.stop_reasons = np.where(reasons == StopReason.INTERRUPTED, StopReason.RUNNING, reasons)
+        lanes = np.maximum(self.member_ids, 0)
+        members = jax.tree.map(lambda x: np.asarray(x)[lanes], state["members"])
+        brain = members.brain
+        if self.max_windows > int(brain.max_windows.max()):
+            self.stop_reasons[self.stop_reasons == StopReason.BUDGET] = StopReason.RUNNING
+            brain = autonomy.extend(brain, np.full_like(brain.max_windows, self.max_windows))
+        brain = brain.replace(done=brain.done | (self.member_ids == EMPTY))
+        self._put(members.replace(brain=brain))
+        self._pack()
+
+    def close(self) -> None:
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def _put(self, host: Any) -> None:
+        template = jax.eval_shape(self._init, *self._init_args())
+        wrapped = jax.tree.map(_wrap_key, host, template)
+        self._members = jax.device_put(wrapped, self._sharding)
+
+    def _dealt(self, lanes: np.ndarray) -> np.ndarray:
+        order = np.arange(self.layout.lanes).reshape(-1, self.layout.n_devices, self.layout.block)
+        return lanes[order.transpose(1, 0, 2).reshape(-1)]
+
+
+_COLUMNS = (
+    "active",
+    "evaluated",
+    "score",
+    "train_return",
+    "train_episodes",
+    "state",
+    "interval",
+    "events",
+    "stop_reason",
+)
+
+
+def _is_key(x: Any) -> bool:
+    return jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+
+
+def _key_data(x: Any) -> Any:
+    return jax.random.key_data(x) if _is_key(x) else x
+
+
+def _to_host(tree: Any) -> Any:
+    return jax.tree.map(lambda x: np.asarray(_key_data(x)), tree)
+
+
+def _wrap_key(x: Any, like: Any) -> Any:
+    return jax.random.wrap_key_data(jnp.asarray(x), impl=jax.random.key_impl(like)) if _is_key(like) else x

@@ -1,0 +1,103 @@
+"""Feed-forward torsos: MLP for vectors, CNN for images, both ending in a linear head."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "tanh": jnp.tanh,
+    "relu": jax.nn.relu,
+    "elu": jax.nn.elu,
+    "silu": jax.nn.silu,
+    "gelu": jax.nn.gelu,
+}
+
+
+def _dense(n_in: int, n_out: int, gain: float, rngs: nnx.Rngs) -> nnx.Linear:
+    return nnx.Linear(n_in, n_out, kernel_init=nnx.initializers.orthogonal(gain), rngs=rngs)
+
+
+class MLP(nnx.Module):
+    """Dense layers with orthogonal weights (gain sqrt 2 inside, `head_gain` at the head).
+
+    [..., n_in] -> [..., n_out]. Initialisation as in Engstrom et al. 2020, "Implementation matters in deep RL".
+    """
+
+    def __init__(
+        self,
+        n_in: int,
+        n_out: int,
+        hidden_sizes: tuple[int, ...],
+        activation: str,
+        head_gain: float,
+        rngs: nnx.Rngs,
+    ) -> None:
+        sizes = (n_in, *hidden_sizes)
+        self.hidden = nnx.List([_dense(a, b, math.sqrt(2.0), rngs) for a, b in zip(sizes, sizes[1:], strict=False)])
+        self.head = _dense(sizes[-1], n_out, head_gain, rngs)
+        self.activation = activation
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        act = ACTIVATIONS[self.activation]
+        for layer in self.hidden:
+            x = act(layer(x))
+        return self.head(x)
+
+
+class CNN(nnx.Module):
+    """One 3x3 convolution of 16 channels, then an MLP: the MinAtar network of Young & Tian 2019.
+
+    [..., H, W, C] -> [..., n_out]; uint8 and bool images are accepted and read as float32.
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, int, int],
+        n_out: int,
+        hidden_sizes: tuple[int, ...],
+        activation: str,
+        head_gain: float,
+        rngs: nnx.Rngs,
+        channels: int = 16,
+    ) -> None:
+        height, width, depth = shape
+        kernel = (min(3, height), min(3, width))
+        self.conv = nnx.Conv(
+            depth,
+            channels,
+            kernel,
+            padding="VALID",
+            kernel_init=nnx.initializers.orthogonal(math.sqrt(2.0)),
+            rngs=rngs,
+        )
+        flat = (height - kernel[0] + 1) * (width - kernel[1] + 1) * channels
+        self.mlp = MLP(flat, n_out, hidden_sizes, activation, head_gain, rngs)
+        self.activation = activation
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = ACTIVATIONS[self.activation](self.conv(x.astype(jnp.float32)))
+        return self.mlp(x.reshape(*x.shape[:-3], -1))
+
+
+def torso(
+    obs_shape: tuple[int, ...],
+    n_out: int,
+    hidden_sizes: tuple[int, ...],
+    activation: str,
+    head_gain: float,
+    rngs: nnx.Rngs,
+) -> nnx.Module:
+    """The network that fits an observation: a CNN for [H, W, C], an MLP for a vector."""
+    if len(obs_shape) == 3:
+        return CNN(obs_shape, n_out, hidden_sizes, activation, head_gain, rngs)
+    if len(obs_shape) <= 1:
+        return MLP(math.prod(obs_shape), n_out, hidden_sizes, activation, head_gain, rngs)
+    raise ValueError(
+        f"no torso for observations of shape {obs_shape}; expected a vector [n] or an image [H, W, C]: "
+        "flatten the observation in the environment"
+    )

@@ -1,0 +1,5 @@
+"""Hyperparameter tuners."""
+
+from tensor_optix.optimizers.spsa import SPSA, SPSAOptimizer, SPSAState
+
+__all__ = ["SPSA", "SPSAOptimizer", "SPSAState"]

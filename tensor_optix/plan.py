@@ -1,0 +1,210 @@
+"""From a `RunConfig` to the program and the members that the compiled driver runs; every mistake is found here."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from tensor_optix.algorithms import registry
+from tensor_optix.algorithms.presets import Preset, preset
+from tensor_optix.config import ConfigError, RunConfig, unknown
+from tensor_optix.core.autonomy import NO_LIMIT, AutonomyConfig
+from tensor_optix.core.backoff_scheduler import BackoffConfig
+from tensor_optix.core.search_space import SearchSpace, search_space
+from tensor_optix.envs.vector import VectorEnv
+from tensor_optix.loop.compiled import Program
+from tensor_optix.loop.session import MemberSpec
+
+DEFAULT_TOTAL_STEPS = 10_000_000  # environment steps of one member
+DEFAULT_EVAL_EVERY = 4096  # environment steps
+DEFAULT_EVAL_EPISODES = 16
+DEFAULT_EVAL_MAX_STEPS = 1000
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run, ready to be compiled."""
+
+    run: RunConfig  # every default filled in: what the manifest records
+    program: Program
+    members: list[MemberSpec]
+    max_windows: int
+    target_score: float
+    space: SearchSpace
+
+
+def make_plan(run: RunConfig, env: Any = None) -> Plan:
+    """Resolve and check a run. `env`: an environment object instead of the id in `run.env`.
+
+    Raises ConfigError with one sentence: what, got, expected, how to mend.
+    """
+    from tensor_optix import envs
+
+    if run.algorithm not in registry.names():
+        raise ConfigError(unknown("algorithm", run.algorithm, registry.names()))
+    try:
+        vector = envs.make(run.env if env is None else env)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    kind = registry.get(run.algorithm)
+    if vector.action_kind not in kind.action_kinds:
+        raise ConfigError(
+            f"{run.algorithm} needs {' or '.join(kind.action_kinds)} actions, and {run.env} has {vector.action_kind} "
+            f"ones; algorithms that fit: {', '.join(_fitting(vector)) or 'none'}"
+        )
+    chosen = preset(run.algorithm, run.env if env is None else "")
+    algorithm = kind(vector, _algorithm_config(kind.config_type, {**chosen.config, **run.config}))
+    hyper = _hyperparams(algorithm, {**chosen.hyperparams, **run.hyperparams}, run.variants)
+    space = _space(algorithm, run, hyper)
+    run = _filled(run, chosen, algorithm, vector, hyper[0] if not run.variants else None)
+    brain = _brain(run, space, algorithm.steps_per_window)
+    assert run.eval_episodes is not None and run.eval_max_steps is not None and run.total_steps is not None
+    program = Program(algorithm, brain, run.eval_episodes, run.eval_max_steps)
+    max_windows = -(-run.total_steps // algorithm.steps_per_window)
+    if max_windows >= NO_LIMIT:
+        raise ConfigError(f"total_steps={run.total_steps} is more than {NO_LIMIT} windows of this algorithm")
+    members = [MemberSpec(seed, v, values) for v, values in enumerate(hyper) for seed in run.seed_list()]
+    target = math.inf if run.target_score is None else float(run.target_score)
+    return Plan(run, program, members, max_windows, target, space)
+
+
+def _fitting(env: VectorEnv) -> list[str]:
+    return [name for name in registry.names() if env.action_kind in registry.get(name).action_kinds]
+
+
+def _algorithm_config(config_type: Any, values: Mapping[str, Any]) -> Any:
+    fields = {f.name: f for f in dataclasses.fields(config_type)}
+    for name in values:
+        if name not in fields:
+            raise ConfigError(unknown(f"{config_type.__name__} setting", name, fields))
+    converted = {name: _converted(name, value, fields[name].default) for name, value in values.items()}
+    try:
+        return config_type(**converted)
+    except (ValueError, TypeError) as error:
+        raise ConfigError(str(error)) from None
+
+
+def _converted(name: str, value: Any, default: Any) -> Any:
+    """`value` as the type of the field's default, or one sentence why not."""
+    if isinstance(default, bool):
+        if isinstance(value, bool):
+            return value
+        raise ConfigError(f"{name} must be true or false, got {value!r}")
+    if isinstance(default, int):
+        if isinstance(value, int | float) and not isinstance(value, bool) and float(value).is_integer():
+            return int(value)
+        raise ConfigError(f"{name} must be a whole number, got {value!r}")
+    if isinstance(default, float):
+        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+            return float(value)
+        raise ConfigError(f"{name} must be a finite number, got {value!r}")
+    if isinstance(default, tuple):
+        if isinstance(value, list | tuple) and all(isinstance(v, int) and v > 0 for v in value):
+            return tuple(value)
+        raise ConfigError(f"{name} must be a list of positive whole numbers, got {value!r}")
+    if isinstance(default, str) and not isinstance(value, str):
+        raise ConfigError(f"{name} must be a name, got {value!r}")
+    return value
+
+
+def _hyperparams(
+    algorithm: Any, given: Mapping[str, float], variants: list[dict[str, float]]
+) -> list[dict[str, float]]:
+    """Hyperparameters by variant; one variant where none are asked for."""
+    defaults, limits = algorithm.hyperparams(), algorithm.hyperparam_limits()
+    result = []
+    for variant in variants or [{}]:
+        values = {**given, **variant}
+        for name, value in values.items():
+            if name not in defaults:
+                raise ConfigError(unknown("hyperparameter", name, defaults))
+            low, high = limits[name]
+            if not low <= value <= high:
+                raise ConfigError(f"hyperparameter {name} must lie in [{low:g}, {high:g}], got {value!r}")
+        result.append({**defaults, **{name: float(value) for name, value in values.items()}})
+    return result
+
+
+def _space(algorithm: Any, run: RunConfig, hyper: list[dict[str, float]]) -> SearchSpace:
+    """What is tuned. The algorithm's own bounds stretch to take in the values given; the user's are a promise."""
+    entries: dict[str, Any] = dict(algorithm.search_space().entries)
+    if isinstance(run.tune, list):
+        for name in run.tune:
+            if name not in entries and name not in run.search_space:
+                raise ConfigError(unknown("tunable hyperparameter", name, {**entries, **run.search_space}))
+        entries = {name: entry for name, entry in entries.items() if name in run.tune}
+    for name, entry in entries.items():
+        values = [variant[name] for variant in hyper]
+        entries[name] = dataclasses.replace(entry, low=min(entry.low, *values), high=max(entry.high, *values))
+    for name, bounds in run.search_space.items():
+        if name not in algorithm.hyperparams():
+            raise ConfigError(unknown("hyperparameter in search_space", name, algorithm.hyperparams()))
+        try:
+            entry = dict(search_space({name: bounds}).entries)[name]
+        except (ValueError, TypeError) as error:
+            raise ConfigError(str(error)) from None
+        outside = [variant[name] for variant in hyper if not entry.low <= variant[name] <= entry.high]
+        if outside:
+            raise ConfigError(
+                f"{name}={outside[0]:g} lies outside its search_space [{entry.low:g}, {entry.high:g}]: widen the "
+                f"bounds or start inside them with hyperparams.{name}"
+            )
+        entries[name] = entry
+    return search_space({} if run.tune is False else entries)
+
+
+def _filled(
+    run: RunConfig, chosen: Preset, algorithm: Any, env: VectorEnv, hyper: Mapping[str, float] | None
+) -> RunConfig:
+    """The run with every default written out."""
+    general = {
+        "total_steps": DEFAULT_TOTAL_STEPS,
+        "eval_every": DEFAULT_EVAL_EVERY,
+        "eval_episodes": DEFAULT_EVAL_EPISODES,
+        "eval_max_steps": env.max_episode_steps or DEFAULT_EVAL_MAX_STEPS,
+    } | dict(chosen.run)
+    missing = {name: value for name, value in general.items() if getattr(run, name) is None}
+    return dataclasses.replace(
+        run,
+        seeds=run.seed_list(),
+        config={**dataclasses.asdict(algorithm.config)},
+        hyperparams=dict(hyper) if hyper is not None else {**chosen.hyperparams, **run.hyperparams},
+        **missing,
+    )
+
+
+def _brain(run: RunConfig, space: SearchSpace, steps_per_window: int) -> AutonomyConfig:
+    from tensor_optix.optimizers.spsa import SPSA
+
+    scheduler = {f.name: f.default for f in dataclasses.fields(BackoffConfig)}
+    brain = {f.name: f.default for f in dataclasses.fields(AutonomyConfig) if f.name in _BRAIN_SETTINGS}
+    for name in run.autonomy:
+        if name not in scheduler and name not in brain:
+            raise ConfigError(unknown("autonomy setting", name, {**scheduler, **brain}))
+    assert run.eval_every is not None
+    base = max(1, round(run.eval_every / steps_per_window))
+    try:
+        chosen = {
+            name: _converted(name, run.autonomy[name], default)
+            for name, default in scheduler.items()
+            if name in run.autonomy
+        }
+        if "base_interval" not in chosen:
+            # The scheduler's defaults count intervals in evaluations; here the first is `base` windows.
+            chosen["base_interval"] = base
+            chosen.setdefault("max_interval", base * scheduler["max_interval"])
+        return AutonomyConfig(
+            scheduler=BackoffConfig(**chosen),
+            tuner=SPSA() if space.dim else None,
+            space=space,
+            stop_on_convergence=run.stop,
+            **{n: _converted(n, run.autonomy[n], d) for n, d in brain.items() if n in run.autonomy},
+        )
+    except (ValueError, TypeError) as error:
+        raise ConfigError(str(error)) from None
+
+
+_BRAIN_SETTINGS = ("rollback_on_degradation", "improvement_margin", "target_patience", "max_faults")

@@ -1,0 +1,87 @@
+"""A trained policy as a function: observation in, action out."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+
+class Policy:
+    """The best policy of one member. Call it with an observation, or with a batch of them.
+
+    Deterministic unless a key is given: then the action is sampled. Actions are the environment's own (a Box action
+    is scaled to its bounds). Policies with memory keep none between calls; use the algorithm's `act` for those.
+    """
+
+    def __init__(self, algorithm: Any, params: Any) -> None:
+        self.algorithm = algorithm
+        self.params = params
+        self._act = jax.jit(self._batch, static_argnames="deterministic")
+
+    def __call__(self, obs: Any, key: jax.Array | None = None) -> np.ndarray:
+        """The action for `obs` [*obs_shape], or actions [B, ...] for observations [B, *obs_shape]."""
+        shape = self.algorithm.env.obs_shape
+        obs = np.asarray(obs, self.algorithm.env.obs_dtype)
+        single = obs.shape == tuple(shape)
+        if not single and obs.shape[1:] != tuple(shape):
+            raise ValueError(f"observation has shape {obs.shape}, expected {shape} or a batch [B, {shape}]")
+        batch = obs[None] if single else obs
+        deterministic = key is None
+        key = jax.random.key(0) if key is None else key
+        action = np.asarray(self._act(self.params, batch, key, deterministic=deterministic))
+        return action[0] if single else action
+
+    def _batch(self, params: Any, obs: jax.Array, key: jax.Array, deterministic: bool) -> jax.Array:
+        action, _ = self.algorithm.act(params, obs, self.algorithm.initial_carry(), key, deterministic)
+        return jax.vmap(self.algorithm.env.action.to_env)(action)
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Every array under its path, for `safetensors` or any other file of named arrays."""
+        return named_arrays(self.params)
+
+    def save(self, directory: str | os.PathLike[str]) -> Path:
+        """Write `policy.safetensors` and `policy.json` into `directory`."""
+        from tensor_optix.loop.policy_file import write_policy
+
+        folder = Path(directory)
+        write_policy(folder, self.arrays(), {"algorithm": self.algorithm.name, "env": self.algorithm.env.name})
+        return folder
+
+
+def named_arrays(tree: Any) -> dict[str, np.ndarray]:
+    """A pytree as a flat dict, each leaf under its path, such as "actor/hidden/0/kernel"."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf) for path, leaf in leaves}
+
+
+def from_named_arrays(template: Any, arrays: Mapping[str, np.ndarray]) -> Any:
+    """Inverse of `named_arrays`; `template` has the structure, shapes and dtypes that are expected.
+
+    Raises ValueError that names the leaf and both shapes.
+    """
+
+    def pick(path: Any, like: Any) -> np.ndarray:
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        if name not in arrays:
+            raise ValueError(f"the saved policy lacks {name}; it has {', '.join(sorted(arrays))}")
+        array = arrays[name]
+        if array.shape != like.shape or array.dtype != like.dtype:
+            raise ValueError(
+                f"saved {name} is {array.dtype}{list(array.shape)}, expected {like.dtype}{list(like.shape)}: it "
+                "belongs to another network or environment"
+            )
+        return array
+
+    return jax.tree_util.tree_map_with_path(pick, template)
+
+
+def describe(policy: Policy, extra: Mapping[str, Any]) -> dict[str, Any]:
+    """What has to be known to act with saved arrays again; plain JSON values."""
+    facts = {"algorithm": policy.algorithm.name, "env": policy.algorithm.env.name, **extra}
+    return json.loads(json.dumps(facts))

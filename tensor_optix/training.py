@@ -1,0 +1,385 @@
+"""The compiled run in one call: `train("CartPole-v1", "ppo", seeds=8)`."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tensor_optix.config import ConfigError, RunConfig, from_mapping
+from tensor_optix.core.types import StopReason
+from tensor_optix.curves import CurveRecorder
+from tensor_optix.loop import runtime
+from tensor_optix.loop.events import CallbackList, LoopCallback, event_rows
+from tensor_optix.loop.run_dir import NoCheckpointError, RunDir, RunDirError
+from tensor_optix.plan import Plan, make_plan
+from tensor_optix.results import TrainResult, member_result
+
+logger = logging.getLogger(__name__)
+
+SAVE_EVERY_S = 30.0  # seconds of training that a crash may cost
+
+
+def train(
+    env: Any,
+    algorithm: str = "ppo",
+    *,
+    seeds: int | Sequence[int] = 1,
+    total_steps: int | None = None,
+    target_score: float | None = None,
+    tune: bool | Sequence[str] = True,
+    stop: bool = True,
+    config: Mapping[str, Any] | None = None,
+    hyperparams: Mapping[str, float] | None = None,
+    variants: Sequence[Mapping[str, float]] = (),
+    search_space: Mapping[str, Any] | None = None,
+    autonomy: Mapping[str, Any] | None = None,
+    eval_every: int | None = None,
+    eval_episodes: int | None = None,
+    eval_max_steps: int | None = None,
+    final_episodes: int = 100,
+    run_dir: str | Path | None = None,
+    overwrite: bool = False,
+    save_every: float = SAVE_EVERY_S,
+    callbacks: Sequence[LoopCallback] = (),
+    progress: bool = True,
+    block: int | None = None,
+) -> TrainResult:
+    """Train every seed (times every variant) in one compiled program until each has stopped by itself.
+
+    Args:
+        env: the id of an environment, or an object that follows `tensor_optix.envs.contract`.
+        algorithm: its name.
+        seeds: how many (0, 1, ...), or which ones.
+        total_steps: training budget of each member, environment steps; None: 10 million.
+        target_score: stop a member whose score stays at or above it.
+        tune: tune hyperparameters online: all that the algorithm names, those named here, or none.
+        stop: False uses the whole budget instead of stopping at convergence.
+        config: the algorithm's static settings, for example {"n_envs": 8, "hidden_sizes": [64, 64]}.
+        hyperparams: starting values of its hyperparameters, for example {"learning_rate": 3e-4}.
+        variants: further hyperparameters; every seed runs once with each.
+        search_space: bounds of the tuned hyperparameters: name -> (low, high) or ("log", low, high).
+        autonomy: settings of the scheduler and the brain, for example {"dormant_threshold": 30}.
+        eval_every: environment steps of a member between evaluations.
+        eval_episodes: episodes of one evaluation. eval_max_steps: where one is cut.
+        final_episodes: fresh episodes behind the reported score.
+        run_dir: keep the run here (checkpoints, events, policy, result); None keeps nothing.
+        overwrite: replace the run that is in `run_dir`.
+        save_every: seconds between checkpoints.
+        callbacks: `LoopCallback`s, called between chunks.
+        progress: show a live display where standard error is a terminal.
+        block: members under one vmap; None chooses for the backend.
+
+    Raises:
+        ConfigError (a ValueError): what was asked for cannot be run. Nothing has been written.
+        RunDirError: `run_dir` cannot be used.
+    """
+    run = RunConfig(
+        env=env if isinstance(env, str) else _name(env),
+        algorithm=algorithm,
+        seeds=seeds if isinstance(seeds, int) else list(seeds),
+        total_steps=total_steps,
+        target_score=target_score,
+        tune=tune if isinstance(tune, bool) else list(tune),
+        stop=stop,
+        config=dict(config or {}),
+        hyperparams=dict(hyperparams or {}),
+        variants=[dict(variant) for variant in variants],
+        search_space=dict(search_space or {}),
+        autonomy=dict(autonomy or {}),
+        eval_every=eval_every,
+        eval_episodes=eval_episodes,
+        eval_max_steps=eval_max_steps,
+        final_episodes=final_episodes,
+    )
+    return run_config(
+        run,
+        env=None if isinstance(env, str) else env,
+        run_dir=run_dir,
+        overwrite=overwrite,
+        save_every=save_every,
+        callbacks=callbacks,
+        progress=progress,
+        block=block,
+    )
+
+
+def run_config(
+    run: RunConfig,
+    *,
+    env: Any = None,
+    run_dir: str | Path | None = None,
+    overwrite: bool = False,
+    save_every: float = SAVE_EVERY_S,
+    callbacks: Sequence[LoopCallback] = (),
+    progress: bool = True,
+    block: int | None = None,
+) -> TrainResult:
+    """`train` for a `RunConfig`, such as one read from YAML."""
+    began = time.perf_counter()
+    runtime.start()
+    plan = make_plan(run, env)
+    directory = None
+    if run_dir is not None:
+        manifest = {"config": plan.run.to_dict(), "seeds": plan.run.seed_list()}
+        directory = RunDir.create(run_dir, manifest, overwrite=overwrite)
+    with directory or contextlib.nullcontext():
+        return _Run(plan, directory, callbacks, progress, save_every, block, began).run()
+
+
+def resume(
+    run_dir: str | Path,
+    *,
+    env: Any = None,
+    total_steps: int | None = None,
+    save_every: float = SAVE_EVERY_S,
+    callbacks: Sequence[LoopCallback] = (),
+    progress: bool = True,
+    block: int | None = None,
+) -> TrainResult:
+    """Go on with a run from its newest checkpoint, exactly as if it had not been interrupted.
+
+    env: the environment object, if the run was started with one. total_steps: a larger budget; members that only the
+    old one had stopped run on.
+    """
+    began = time.perf_counter()
+    runtime.start()
+    with RunDir.open(run_dir) as directory:
+        settings = dict(directory.manifest["config"])
+        if total_steps is not None:
+            settings["total_steps"] = total_steps
+        plan = make_plan(from_mapping(settings), env)
+        run = _Run(plan, directory, callbacks, progress, save_every, block, began)
+        run.restore()
+        if total_steps is not None:
+            directory.update_manifest(config=plan.run.to_dict())
+        return run.run()
+
+
+class _Run:
+    """One run from first window to result: a session wrapped in files, display, callbacks and signals."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        directory: RunDir | None,
+        callbacks: Sequence[LoopCallback],
+        progress: bool,
+        save_every: float,
+        block: int | None,
+        began: float,
+    ) -> None:
+        import jax
+
+        from tensor_optix.callbacks.progress import ProgressDisplay
+        from tensor_optix.loop.session import Session, default_block
+
+        self.plan = plan
+        self.directory = directory
+        self.callbacks = CallbackList(callbacks)
+        self.save_every = save_every
+        self.began = began
+        self.notes: list[str] = []
+        self.steps_per_window = plan.program.algorithm.steps_per_window
+        self.session = Session(
+            plan.program,
+            plan.members,
+            devices=jax.local_devices(),
+            block=block or default_block(jax.default_backend()),
+            max_windows=plan.max_windows,
+            target_score=plan.target_score,
+            final_episodes=plan.run.final_episodes,
+        )
+        self.recorder = CurveRecorder(len(plan.members), self.steps_per_window)
+        self.display = ProgressDisplay(
+            len(plan.members),
+            [member.seed for member in plan.members],
+            plan.run.env,
+            plan.run.algorithm,
+            plan.run.total_steps,
+            quiet=not progress,
+            env_steps_per_window=self.steps_per_window,
+        )
+        self.interrupted = threading.Event()
+        self._fresh = True
+        self._last_save = time.perf_counter()
+        self._save_failed = False
+
+    def restore(self) -> None:
+        """Take the newest checkpoint that is whole; a run that never got to one starts from the beginning."""
+        assert self.directory is not None
+        try:
+            loaded = self.directory.load_checkpoint(self.session.template())
+        except NoCheckpointError:
+            if self.directory.checkpoint_steps():
+                raise
+            self.directory.truncate_events(0)
+            return
+        self.notes.extend(loaded.skipped)
+        self.directory.truncate_events(loaded.events_offset)
+        self.session.load(loaded.state)
+        self.session.run_s = float(loaded.meta.get("run_s", 0.0))
+        self.recorder = CurveRecorder.from_rows(
+            self.directory.read_events(), len(self.plan.members), self.steps_per_window
+        )
+        self.recorder.windows[:] = self.session.windows
+        self.recorder.stop_reasons[:] = self.session.stop_reasons
+        self._fresh = False
+
+    def run(self) -> TrainResult:
+        with self.display, _signals(self.interrupted):
+            self.display.phase("compiling (a few seconds the first time)")
+            self.session.compile()
+            if self._fresh:
+                self.session.start()
+            self.callbacks.call("on_loop_start")
+            self.display.phase("training")
+            try:
+                while not self.session.done and not self.interrupted.is_set():
+                    self._chunk()
+                self._save(force=True)
+                self.display.phase("final evaluation")
+                result = self._result()
+            finally:
+                self.callbacks.call("on_loop_stop")
+                self.session.close()
+        self._keep(result)
+        return result
+
+    def _chunk(self) -> None:
+        report = self.session.step()
+        self.recorder.add(report)
+        if self.directory is not None:
+            self.directory.append_events(event_rows(report, self.steps_per_window))
+        self.callbacks.replay(report)
+        steps = int(self.session.windows.sum()) * self.steps_per_window
+        self.display.update(report, steps / max(self.session.run_s, 1e-9), time.perf_counter() - self.began)
+        self._save()
+
+    def _save(self, force: bool = False) -> None:
+        if self.directory is None or (not force and time.perf_counter() - self._last_save < self.save_every):
+            return
+        try:
+            self.directory.save_checkpoint(
+                int(self.session.windows.sum()), self.session.state(), {"run_s": self.session.run_s}
+            )
+        except RunDirError as error:
+            if not self._save_failed:  # the run goes on; said once here and once in the report
+                logger.warning("%s", error)
+                self.notes.append(f"a checkpoint could not be saved: {error}")
+            self._save_failed = True
+        self._last_save = time.perf_counter()
+
+    def _result(self) -> TrainResult:
+        from tensor_optix.policy import Policy
+
+        policies, episodes = self.session.final()
+        curves = self.recorder.curves()
+        members = [
+            member_result(
+                self.recorder, curves[i], i, episodes.returns[i], seed=spec.seed, variant=spec.variant
+            )
+            for i, spec in enumerate(self.plan.members)
+        ]
+        for member in members:
+            if member.stop_reason == StopReason.RUNNING:
+                member.stop_reason = StopReason.INTERRUPTED
+        space = self.plan.space
+        result = TrainResult(
+            env=self.plan.run.env,
+            algorithm=self.plan.run.algorithm,
+            members=members,
+            env_steps=int(self.session.windows.sum()) * self.steps_per_window,
+            compile_s=self.session.compile_s,
+            run_s=self.session.run_s,
+            wall_s=time.perf_counter() - self.began,
+            run_dir=None if self.directory is None else str(self.directory.path),
+            config=self.plan.run.to_dict(),
+            notes=self.notes + [f"callback {f.callback}.{f.hook} raised {f.error}" for f in self.callbacks.failures],
+            log_hyperparams=tuple(name for name, parameter in space.entries if parameter.log),
+        )
+        scores = np.nan_to_num(result.scores, nan=-np.inf)
+        best = int(np.argmax(scores))
+        result.policy = Policy(self.plan.program.algorithm, _member(policies, best))
+        return result
+
+    def _keep(self, result: TrainResult) -> None:
+        if self.directory is None:
+            return
+        try:
+            self.directory.save_result(*result.to_payload())
+            self.directory.save_policy(
+                result.policy.arrays(), {"algorithm": result.algorithm, "env": result.env, "seed": result.best.seed}
+            )
+            reasons = {str(m.seed) if not m.variant else f"{m.seed}/{m.variant}": m.stop_reason.label for m in result.members}
+            status = "interrupted" if StopReason.INTERRUPTED.label in reasons.values() else "finished"
+            self.directory.update_manifest(status=status, stop_reasons=reasons)
+        except RunDirError as error:
+            logger.warning("%s", error)
+            result.notes.append(f"the result could not be saved: {error}")
+
+
+def load_run(run_dir: str | Path, env: Any = None) -> TrainResult:
+    """The result of a finished run, with its best policy. env: the environment object, if it was one."""
+    from tensor_optix.policy import Policy, from_named_arrays
+
+    runtime.start()
+    directory = RunDir.read(run_dir)
+    result = TrainResult.from_payload(*directory.load_result())
+    result.run_dir = str(run_dir)
+    plan = make_plan(from_mapping(directory.manifest["config"]), env)
+    arrays, _ = directory.load_policy()
+    algorithm = plan.program.algorithm
+    result.policy = Policy(algorithm, from_named_arrays(_policy_shapes(plan), arrays))
+    return result
+
+
+def _policy_shapes(plan: Plan) -> Any:
+    import jax
+
+    algorithm = plan.program.algorithm
+    hyper = {name: np.float32(value) for name, value in plan.members[0].hyper.items()}
+    return jax.eval_shape(lambda key: algorithm.policy(algorithm.init(key, hyper)), jax.random.key(0))
+
+
+def _member(tree: Any, index: int) -> Any:
+    import jax
+
+    return jax.tree.map(lambda x: x[index], tree)
+
+
+def _name(env: Any) -> str:
+    name = getattr(env, "name", None)
+    return name if isinstance(name, str) else getattr(env, "__name__", type(env).__name__)
+
+
+@contextlib.contextmanager
+def _signals(interrupted: threading.Event) -> Iterator[None]:
+    """The first SIGINT or SIGTERM asks for a stop after the chunk in flight; the second ends the process as usual."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous: dict[int, Callable[..., Any] | int | None] = {}
+
+    def handle(number: int, frame: Any) -> None:
+        interrupted.set()
+        for known, handler in previous.items():
+            signal.signal(known, handler if handler is not None else signal.SIG_DFL)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        previous[number] = signal.signal(number, handle)
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler if handler is not None else signal.SIG_DFL)
+
+
+__all__ = ["ConfigError", "RunConfig", "load_run", "resume", "run_config", "train"]
