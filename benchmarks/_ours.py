@@ -40,6 +40,13 @@ ALGORITHM_ENVS = {
 }
 
 
+def start(cache_dir: str | None = None) -> None:
+    """Start the backend as the library does (devices, thread pool), before a benchmark's own first computation."""
+    from tensor_optix import start_runtime
+
+    start_runtime(cache_dir)
+
+
 def run(
     env: str,
     algorithm: str,

@@ -128,6 +128,7 @@ def run_python(
     A child that fails or outlives `timeout_s` raises RuntimeError with the end of what it wrote to stderr.
     """
     command = [python or sys.executable, *args]
+    shown = " ".join(args).strip().split("\n")[0]
     root = Path(__file__).resolve().parent.parent
     start = time.perf_counter()
     try:
@@ -135,10 +136,10 @@ def run_python(
             command, cwd=root, env=_environment(env), capture_output=True, text=True, timeout=timeout_s, check=False
         )
     except subprocess.TimeoutExpired as error:
-        raise RuntimeError(f"`{' '.join(args)}` did not end within {timeout_s:.0f} s") from error
+        raise RuntimeError(f"`{shown}` did not end within {timeout_s:.0f} s") from error
     wall_s = time.perf_counter() - start
     if done.returncode != 0:
-        raise RuntimeError(f"`{' '.join(args)}` failed with code {done.returncode}:\n{done.stderr[-2000:]}")
+        raise RuntimeError(f"`{shown}` failed with code {done.returncode}:\n{done.stderr[-2000:]}")
     return Finished(wall_s=wall_s, stdout=done.stdout)
 
 

@@ -29,8 +29,9 @@ seeds, steps = int(sys.argv[1]), int(sys.argv[2])
 algorithm = PPO.create(
     env="CartPole-v1", num_envs=4, num_steps=128, num_epochs=4, num_minibatches=4, learning_rate=2.5e-4, gamma=0.99,
     gae_lambda=0.95, clip_eps=0.2, ent_coef=0.01, vf_coef=0.5, max_grad_norm=0.5, total_timesteps=steps,
-    eval_freq=steps, skip_initial_evaluation=True, eval_callback=lambda *_: (),
+    eval_freq=steps, skip_initial_evaluation=True,
 )
+algorithm = algorithm.replace(eval_callback=lambda algorithm, train_state, key: ())
 train = jax.jit(jax.vmap(algorithm.train))
 keys = jax.random.split(jax.random.PRNGKey(0), seeds)
 compiled = train.lower(keys).compile()

@@ -1,8 +1,9 @@
 """What PPO learns: score after a fixed number of environment steps, at least 10 seeds, with its interval.
 
-Deterministic policy, 100 fresh episodes, interquartile mean over seeds with a 95 % bootstrap interval. The reference of
-the classic tasks is RL Zoo's tuned single run (SB3) at the same number of steps; MinAtar has none and its curve is the
-result. `--out DIR` saves one PNG of curves per environment.
+Deterministic policy, 100 fresh episodes, interquartile mean over seeds with a 95 % bootstrap interval. The policy is
+the one that the run hands back (its best by its own evaluations); steps are training steps, evaluations come on top.
+The reference of the classic tasks is RL Zoo's tuned single run (SB3) at the same number of steps; MinAtar has none and
+its curve is the result. `--out DIR` saves one PNG of curves per environment.
 
     python -m benchmarks.learning --env CartPole-v1 --out curves --json
 """
@@ -94,9 +95,10 @@ def main() -> None:
             f"{env}: IQM {figures['iqm']:.1f}, 95 % interval {low:.1f} to {high:.1f}; "
             f"seeds {min(figures['scores']):.1f} to {max(figures['scores']):.1f}; {figures['run_s']:.0f} s"
         )
-        if args.out is not None:
+        curves = [curve for curve in _ours.curves(result) if len(curve[0])]
+        if args.out is not None and curves:
             path = args.out / f"{args.algorithm}_{env}.png"
-            plot_curves(_ours.curves(result), f"{args.algorithm} on {env}, {args.seeds} seeds", reference, path)
+            plot_curves(curves, f"{args.algorithm} on {env}, {args.seeds} seeds", reference, path)
             notes.append(f"curves: {path}")
     emit("learning", rows, args.json, notes)
 

@@ -11,6 +11,7 @@ statistics of every step returned by the scan. An end by time limit counts as te
 
 from __future__ import annotations
 
+import os
 import time
 from functools import partial
 from typing import Any, NamedTuple
@@ -208,6 +209,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=4, help="seeds trained at once under vmap")
     parser.add_argument("--steps", type=int, default=500_000, help="environment steps per seed")
     args = parse(parser)
+    os.environ.setdefault("NPROC", "8")  # a larger thread pool for XLA, which can hang with two threads
 
     keys = jax.random.split(jax.random.key(0), args.seeds)
     start = time.perf_counter()

@@ -57,7 +57,7 @@ _PUBLIC = {
 }
 _RENAMED = {"start_runtime": ("tensor_optix.loop.runtime", "start"), "make_env": ("tensor_optix.envs", "make")}
 
-__all__ = sorted({*_PUBLIC, *_RENAMED, "__version__"})  # noqa: PLE0605
+__all__ = sorted({*_PUBLIC, *_RENAMED, "__version__"})
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""What a run is asked to do: `RunConfig`, from keyword arguments, YAML or the command line, checked before anything starts."""
+"""What a run is asked to do: `RunConfig`, from keywords, YAML or the command line, checked before anything starts."""
 
 from __future__ import annotations
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from typing import Any
 
 import numpy as np
 
-from tensor_optix.core.types import Event, StopReason
-from tensor_optix.loop.events import ChunkReport
+from tensor_optix.core.types import Event, LoopState, StopReason
+from tensor_optix.loop.events import ChunkReport, event_names
 
 _DTYPES: dict[str, type[np.generic]] = {
     "env_steps": np.int64,
@@ -24,7 +25,7 @@ _DTYPES: dict[str, type[np.generic]] = {
 _HYPER = "hyperparams/"  # prefix of a hyperparameter's column among packed columns
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Curve:
     """One member's run as columns, one entry per evaluation, in order."""
 
@@ -40,6 +41,9 @@ class Curve:
 
     def __len__(self) -> int:
         return len(self.window)
+
+    def __repr__(self) -> str:
+        return f"Curve({len(self)} evaluations)"
 
     @classmethod
     def empty(cls, names: Sequence[str] = ()) -> Curve:
@@ -127,6 +131,27 @@ class CurveRecorder:
         recorder._parts = [flat] if flat else []
         return recorder
 
+    @classmethod
+    def from_rows(cls, rows: Sequence[Mapping[str, Any]], n_members: int, env_steps_per_window: int) -> CurveRecorder:
+        """A recorder that goes on after the rows that `event_rows` made (those of `events.jsonl`)."""
+        recorder = cls(n_members, env_steps_per_window)
+        if not rows:
+            return recorder
+        bits = {name: int(event) for event in Event for name in event_names(event)}
+        part = {
+            "member": np.asarray([row["member"] for row in rows], np.int64),
+            "evaluated": np.asarray(["score" in row for row in rows], bool),
+            "state": np.asarray([LoopState[row["state"].upper()] for row in rows]),
+            "events": np.asarray([sum(bits[name] for name in row["events"]) for row in rows]),
+            "train_episodes": np.asarray([row.get("train_episodes", 0) for row in rows]),
+        }
+        for name in ("env_steps", "window", "score", "train_return", "interval"):
+            part[name] = np.asarray([_number(row.get(name, 0)) for row in rows])
+        for name in rows[0].get("hyperparams", {}):
+            part[_HYPER + name] = np.asarray([_number(row["hyperparams"][name]) for row in rows], np.float32)
+        recorder._parts = [{name: column.astype(_DTYPES.get(name, column.dtype)) for name, column in part.items()}]
+        return recorder
+
     def curves(self) -> list[Curve]:
         """One curve per member. Events of windows without evaluation count for the next evaluation, or the last."""
         flat = self.columns()
@@ -147,6 +172,10 @@ class CurveRecorder:
     def stop_reason(self, member: int) -> StopReason:
         """Why the member stopped, as far as the reports tell."""
         return StopReason(int(self.stop_reasons[member]))
+
+
+def _number(value: Any) -> float:
+    return float("nan") if value is None else float(value)  # JSON has no NaN
 
 
 def best_hyperparams(curve: Curve) -> dict[str, float]:

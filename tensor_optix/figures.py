@@ -33,12 +33,12 @@ _STATE_COLOURS = {
     LoopState.DORMANT: "#c9b6d9",
     LoopState.WATCHDOG: "#a8c8ea",
 }
-_STOP_MARKERS = {  # marker, colour
-    StopReason.CONVERGED: ("o", "#2c8a4b"),
-    StopReason.TARGET: ("*", "#d08a00"),
-    StopReason.BUDGET: ("s", "#6b7480"),
-    StopReason.NON_FINITE: ("X", "#c4302b"),
-    StopReason.INTERRUPTED: ("d", "#8250a8"),
+_STOP_MARKERS = {  # marker, colour, relative size
+    StopReason.CONVERGED: ("o", "#2c8a4b", 1.0),
+    StopReason.TARGET: ("*", "#d08a00", 1.7),
+    StopReason.BUDGET: ("s", "#6b7480", 0.9),
+    StopReason.NON_FINITE: ("X", "#c4302b", 1.0),
+    StopReason.INTERRUPTED: ("d", "#8250a8", 1.0),
 }
 _EVENT_MARKERS = {  # marker, colour, label
     Event.BEST: ("|", "#2f5d3c", "new best"),
@@ -165,11 +165,11 @@ def _draw_members(axis: Axes, members: Sequence[MemberResult]) -> list[Line2D]:
             axis.plot([member.env_steps, end], [held, held], alpha=max(alpha, 0.3), zorder=1, **held_style)
             handles[""] = Line2D([], [], label="best policy, kept after the stop", **held_style)
         if member.stop_reason in _STOP_MARKERS:
-            marker, fill = _STOP_MARKERS[member.stop_reason]
+            marker, fill, scale = _STOP_MARKERS[member.stop_reason]
             style: dict[str, Any] = {"marker": marker, "color": fill, "mec": "white", "mew": 0.6, "ls": "none"}
-            axis.plot(member.env_steps, held, ms=6.5 if n <= 16 else 4.5, zorder=4, clip_on=False, **style)
+            axis.plot(member.env_steps, held, ms=scale * (6.5 if n <= 16 else 4.5), zorder=4, clip_on=False, **style)
             label = member.stop_reason.label
-            handles[label] = Line2D([], [], ms=6.5, label=f"best policy at the stop: {label}", **style)
+            handles[label] = Line2D([], [], ms=6.5 * scale, label=f"best policy at the stop: {label}", **style)
     return [handles[label] for label in sorted(handles)]
 
 
@@ -178,7 +178,7 @@ def _score_limits(members: Sequence[MemberResult], rows: np.ndarray) -> tuple[fl
     scores = np.concatenate([_finite_scores(member.curve)[1] for member in members])
     middle = interquartile_mean(rows, axis=0)
     low, high = np.quantile(scores, [0.02, 0.98])
-    low, high = min(low, middle.min()), max(high, middle.max(), rows[:, -1].max())
+    low, high = min(low, np.quantile(middle, 0.02)), max(high, np.quantile(middle, 0.98), rows[:, -1].max())
     span = high - low
     pad = 0.05 * span or 0.05 * abs(high) or 1.0
     return max(scores.min(), low - span) - pad, min(scores.max(), high + span) + pad
@@ -253,8 +253,8 @@ def _draw_states(axis: Axes, members: Sequence[MemberResult]) -> list[Line2D | P
             width = 0.6 if event == Event.BEST else 1.1
             axis.plot(steps, np.full(len(steps), y), marker, color=colour, ms=size, mew=width, ls="none")
         if member.stop_reason in _STOP_MARKERS:
-            marker, colour = _STOP_MARKERS[member.stop_reason]
-            axis.plot(member.env_steps, y, marker, color=colour, ms=size, mew=0, clip_on=False)
+            marker, colour, scale = _STOP_MARKERS[member.stop_reason]
+            axis.plot(member.env_steps, y, marker, color=colour, ms=size * scale, mew=0, clip_on=False)
     axis.set_ylim(n - 0.4, -0.6)
     axis.set_ylabel("state" if n < 6 else "loop state\nby seed", fontsize=8.5)
     step = max(1, -(-n // 8))

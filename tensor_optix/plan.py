@@ -61,7 +61,9 @@ def make_plan(run: RunConfig, env: Any = None) -> Plan:
     space = _space(algorithm, run, hyper)
     run = _filled(run, chosen, algorithm, vector, hyper[0] if not run.variants else None)
     brain = _brain(run, space, algorithm.steps_per_window)
-    assert run.eval_episodes is not None and run.eval_max_steps is not None and run.total_steps is not None
+    assert run.eval_episodes is not None
+    assert run.eval_max_steps is not None
+    assert run.total_steps is not None
     program = Program(algorithm, brain, run.eval_episodes, run.eval_max_steps)
     max_windows = -(-run.total_steps // algorithm.steps_per_window)
     if max_windows >= NO_LIMIT:
@@ -179,8 +181,8 @@ def _filled(
 def _brain(run: RunConfig, space: SearchSpace, steps_per_window: int) -> AutonomyConfig:
     from tensor_optix.optimizers.spsa import SPSA
 
-    scheduler = {f.name: f.default for f in dataclasses.fields(BackoffConfig)}
-    brain = {f.name: f.default for f in dataclasses.fields(AutonomyConfig) if f.name in _BRAIN_SETTINGS}
+    scheduler: dict[str, Any] = {f.name: f.default for f in dataclasses.fields(BackoffConfig)}
+    brain: dict[str, Any] = {f.name: f.default for f in dataclasses.fields(AutonomyConfig) if f.name in _BRAIN_SETTINGS}
     for name in run.autonomy:
         if name not in scheduler and name not in brain:
             raise ConfigError(unknown("autonomy setting", name, {**scheduler, **brain}))

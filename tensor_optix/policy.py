@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -79,9 +78,3 @@ def from_named_arrays(template: Any, arrays: Mapping[str, np.ndarray]) -> Any:
         return array
 
     return jax.tree_util.tree_map_with_path(pick, template)
-
-
-def describe(policy: Policy, extra: Mapping[str, Any]) -> dict[str, Any]:
-    """What has to be known to act with saved arrays again; plain JSON values."""
-    facts = {"algorithm": policy.algorithm.name, "env": policy.algorithm.env.name, **extra}
-    return json.loads(json.dumps(facts))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ from tensor_optix.reporting import html_report, text_report
 from tensor_optix.statistics import bootstrap_interval, interquartile_mean, mean
 
 if TYPE_CHECKING:
+    from tensor_optix.policy import Policy
     from matplotlib.figure import Figure
 
 __all__ = ["Curve", "CurveRecorder", "MemberResult", "TrainResult", "member_result"]
@@ -34,7 +35,7 @@ class MemberResult:
     variant: int  # which hyperparameter variant; 0 where there is only one
     score: float  # mean of `returns`; NaN if the final evaluation did not take place
     score_interval: tuple[float, float]  # 95 % bootstrap percentile interval of that mean over its episodes
-    returns: np.ndarray  # [episodes] float64, undiscounted returns of fresh episodes with the best policy
+    returns: np.ndarray = field(repr=False)  # [episodes] float64, of fresh episodes with the best policy
     stop_reason: StopReason
     env_steps: int  # environment steps spent in training, evaluations not counted
     windows: int
@@ -64,7 +65,7 @@ def member_result(
     )
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class TrainResult:
     """A finished (or interrupted) run of one algorithm on one environment, for all members. Printing it reports it."""
 
@@ -79,7 +80,7 @@ class TrainResult:
     config: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     log_hyperparams: tuple[str, ...] = ()  # tuned on a logarithmic scale: drawn so
-    policy: Callable[..., Any] | None = field(default=None, repr=False)  # the best member's; not saved here
+    policy: Policy | None = None  # the best member's; not saved here
 
     @property
     def best(self) -> MemberResult:
@@ -126,6 +127,9 @@ class TrainResult:
 
     def __str__(self) -> str:
         return self.report()
+
+    def __repr__(self) -> str:
+        return f"TrainResult({self.env}, {self.algorithm}, {len(self.members)} members, IQM {self.iqm:.4g})"
 
     def _repr_html_(self) -> str:
         return html_report(self)

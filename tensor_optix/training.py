@@ -283,9 +283,7 @@ class _Run:
         policies, episodes = self.session.final()
         curves = self.recorder.curves()
         members = [
-            member_result(
-                self.recorder, curves[i], i, episodes.returns[i], seed=spec.seed, variant=spec.variant
-            )
+            member_result(self.recorder, curves[i], i, episodes.returns[i], seed=spec.seed, variant=spec.variant)
             for i, spec in enumerate(self.plan.members)
         ]
         for member in members:
@@ -311,14 +309,16 @@ class _Run:
         return result
 
     def _keep(self, result: TrainResult) -> None:
-        if self.directory is None:
+        if self.directory is None or result.policy is None:
             return
         try:
             self.directory.save_result(*result.to_payload())
             self.directory.save_policy(
                 result.policy.arrays(), {"algorithm": result.algorithm, "env": result.env, "seed": result.best.seed}
             )
-            reasons = {str(m.seed) if not m.variant else f"{m.seed}/{m.variant}": m.stop_reason.label for m in result.members}
+            reasons = {
+                str(m.seed) if not m.variant else f"{m.seed}/{m.variant}": m.stop_reason.label for m in result.members
+            }
             status = "interrupted" if StopReason.INTERRUPTED.label in reasons.values() else "finished"
             self.directory.update_manifest(status=status, stop_reasons=reasons)
         except RunDirError as error:
@@ -341,11 +341,38 @@ def load_run(run_dir: str | Path, env: Any = None) -> TrainResult:
     return result
 
 
-def _policy_shapes(plan: Plan) -> Any:
+def evaluate_run(run_dir: str | Path, *, episodes: int = 100, seed: int = 0, env: Any = None) -> dict[str, Any]:
+    """Score a run's best policy on fresh episodes.
+
+    Returns env, algorithm, seed of the training, episodes, score and its 95 % bootstrap interval, as JSON values.
+    """
     import jax
 
+    from tensor_optix.statistics import bootstrap_interval
+
+    if episodes < 1:
+        raise ConfigError(f"episodes must be at least 1, got {episodes}")
+    result = load_run(run_dir, env)
+    plan = make_plan(from_mapping(result.config), env)
+    rollouts = jax.jit(plan.program.rollouts, static_argnums=2)
+    assert result.policy is not None
+    returns = np.asarray(rollouts(result.policy.params, jax.random.key(seed), episodes).returns, np.float64)
+    return {
+        "env": result.env,
+        "algorithm": result.algorithm,
+        "seed": result.best.seed,
+        "episodes": episodes,
+        "score": float(returns.mean()),
+        "score_interval": list(bootstrap_interval(returns)),
+    }
+
+
+def _policy_shapes(plan: Plan) -> Any:
+    import jax
+    import jax.numpy as jnp
+
     algorithm = plan.program.algorithm
-    hyper = {name: np.float32(value) for name, value in plan.members[0].hyper.items()}
+    hyper = {name: jnp.float32(value) for name, value in plan.members[0].hyper.items()}
     return jax.eval_shape(lambda key: algorithm.policy(algorithm.init(key, hyper)), jax.random.key(0))
 
 
@@ -373,7 +400,7 @@ def _signals(interrupted: threading.Event) -> Iterator[None]:
         for known, handler in previous.items():
             signal.signal(known, handler if handler is not None else signal.SIG_DFL)
 
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (int(signal.SIGINT), int(signal.SIGTERM)):
         previous[number] = signal.signal(number, handle)
     try:
         yield
@@ -382,4 +409,4 @@ def _signals(interrupted: threading.Event) -> Iterator[None]:
             signal.signal(number, handler if handler is not None else signal.SIG_DFL)
 
 
-__all__ = ["ConfigError", "RunConfig", "load_run", "resume", "run_config", "train"]
+__all__ = ["ConfigError", "RunConfig", "evaluate_run", "load_run", "resume", "run_config", "train"]

@@ -16,8 +16,7 @@ Policy = Any  # the small pytree that acting needs
 Snapshot = Any  # what a roll-back brings back, a pytree
 
 
-@struct.dataclass
-class WindowStats:
+class WindowStats(struct.PyTreeNode):
     """What one window reports. Reduced inside: nothing here grows with the number of steps."""
 
     return_sum: jax.Array  # [] float32, summed raw returns of the episodes that ended in the window

@@ -20,7 +20,7 @@ from flax import struct
 
 from tensor_optix.algorithms.contract import Hyperparams, WindowStats
 from tensor_optix.core import normalizers, returns
-from tensor_optix.core.permutation import permutation
+from tensor_optix.core.permutation import permutations
 from tensor_optix.core.search_space import SearchSpace, search_space
 from tensor_optix.envs.vector import EpisodeSums, VectorEnv, VectorState
 from tensor_optix.networks.distributions import Categorical, DiagonalGaussian
@@ -91,8 +91,7 @@ class PPOConfig:
             raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, got {self.activation!r}")
 
 
-@struct.dataclass
-class PPOPolicy:
+class PPOPolicy(struct.PyTreeNode):
     """What acting needs."""
 
     actor: Params
@@ -100,8 +99,7 @@ class PPOPolicy:
     moments: Any  # observation moments, or () without normalisation
 
 
-@struct.dataclass
-class PPOLearner:
+class PPOLearner(struct.PyTreeNode):
     """One PPO learner: N environments, parameters, Adam moments, normalisers."""
 
     params: dict[str, Any]  # actor, critic; log_std with continuous actions
@@ -282,9 +280,7 @@ class PPO:
             dist = self.distribution(policy, obs)
             action = dist.sample(noise_t)
             env_state, out = self.env.step(key_step, env_state, action)
-            row = Rollout(
-                obs, action, dist.log_prob(action), out.reward, out.terminated, out.truncated, out.final_obs
-            )
+            row = Rollout(obs, action, dist.log_prob(action), out.reward, out.terminated, out.truncated, out.final_obs)
             return (env_state, out.obs), row
 
         keys = jax.random.split(key_env, n_steps)
@@ -340,8 +336,7 @@ class PPO:
     ) -> tuple[Any, Any, dict[str, jax.Array]]:
         """`n_epochs` passes over the window in shuffled minibatches."""
         config, total = self.config, self.steps_per_window
-        keys = jax.random.split(key, config.n_epochs)
-        order = jnp.stack([permutation(keys[i], total) for i in range(config.n_epochs)])
+        order = permutations(key, config.n_epochs, total)
         order = order.reshape(config.n_epochs * config.n_minibatches, total // config.n_minibatches)
         hyper = self._annealed(learner, hyper)
         adam = optax.scale_by_adam(eps=hyper["adam_eps"])
@@ -351,8 +346,9 @@ class PPO:
             params, opt = carry
             rows = jax.tree.map(lambda x: x.at[index].get(mode="promise_in_bounds"), batch)
             grads, losses = jax.grad(self._loss, has_aux=True)(params, rows, hyper)
-            grads, _ = clip.update(grads, optax.EmptyState())
-            updates, opt = adam.update(grads, opt)
+            with jax.numpy_dtype_promotion("standard"):  # optax mixes its integer count with floats
+                grads, _ = clip.update(grads, optax.EmptyState())
+                updates, opt = adam.update(grads, opt)
             params = jax.tree.map(lambda p, u: p - hyper["learning_rate"] * u, params, updates)
             return (params, opt), losses
 

@@ -1,0 +1,1 @@
+"""The brain and the mathematics: pure functions over pytrees."""

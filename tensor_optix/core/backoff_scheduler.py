@@ -25,35 +25,56 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from tensor_optix.core.convergence import median_of_newest, noise_scale, push, rank_trend
+from tensor_optix.core.convergence import MIN_TREND, median_of_newest, noise_scale, push, rank_trend
 from tensor_optix.core.types import LoopState
+
+
+FALL_LENGTH = 2  # evaluations in a row below the best that make a fall
+NOISE_SAMPLE = 8  # scores from which a noise estimate is better than that of the regime before
 
 
 @dataclasses.dataclass(frozen=True)
 class BackoffConfig:
-    """Knobs of the scheduler; static and hashable. "evaluations" and "windows" are counts of those."""
+    """Knobs of the scheduler; static and hashable. Counts are in evaluations unless they say windows.
+
+    Raises:
+        ValueError: a knob is outside its range.
+    """
 
     base_interval: int = 1  # windows from one evaluation to the next while improving
     backoff_factor: float = 2.0  # the interval grows by this at an evaluation without improvement
     max_interval: int = 2  # windows
-    backoff_after: int = 1  # evaluations without improvement, in a row, before the interval grows
-    plateau_threshold: int = 5  # evaluations in a row without improvement: COOLING
-    dormant_threshold: int = 25  # evaluations that, taken together, hold no improvement: DORMANT
-    min_evaluations_before_dormant: int = 0  # evaluations
-    patience_before_first_improvement: float = 1.0  # dormant_threshold times this, until something has improved
-    saturation_threshold: int = 12  # identical scores in a row at the best ever seen: DORMANT; 0: never
-    confidence: float = 0.8  # one-sided, of the test over dormant_threshold evaluations
-    trend_window: int = 8  # evaluations
-    trend_confidence: float = 0.95  # one-sided, of the test over trend_window evaluations
-    material_gain: float = 0.05  # share of the whole rise so far; a smaller gain over the window counts as none
-    score_window: int = 20  # evaluations from which the noise is estimated
-    noise_k: float = 2.0  # noise scales; the margin that callers put on a new best
-    hold_k: float = 2.0  # noise scales below the best: not over, for as long as dormant_threshold evaluations
+    plateau_threshold: int = 5  # without improvement in a row: COOLING
+    dormant_threshold: int = 28  # without improvement, taken together: DORMANT
+    confidence: float = 0.8  # one-sided, of that test: low, because stopping too early is the worse error
+    material_gain: float = 0.1  # share of the whole rise so far; a smaller gain over a window counts as none
+    trend_window: int = 8  # newest evaluations that say whether it improves now
+    trend_confidence: float = 0.95  # one-sided, of that test
+    min_evaluations_before_dormant: int = 0
+    patience_before_first_improvement: float = 1.0  # times dormant_threshold, until something has improved
+    patience_after_fall: int = 15  # that must follow a collapse before DORMANT
+    saturation_threshold: int = 12  # identical scores in a row, at the best ever: DORMANT; 0 turns this off
+    score_window: int = 20  # newest evaluations from which the noise is estimated
+    noise_k: float = 2.0  # noise scales that count as visible: `margin`
     detect_degradation: bool = True
-    degradation_k: float = 4.0  # noise scales below the best
-    degradation_share: float = 0.2  # and this share of the whole rise so far
-    min_consecutive_degradations: int = 3  # evaluations in a row
-    min_evaluations_before_degradation: int = 5  # evaluations
+    degradation_k: float = 5.0  # noise scales below the best that count as degraded,
+    min_consecutive_degradations: int = 3  # so many times in a row
+    degradation_share: float = 0.2  # share of the whole rise so far that must be lost, too, in any fall
+    fall_k: float = 3.0  # noise scales below the best, twice in a row: the stop test forgets what came before
+    min_evaluations_before_degradation: int = 5
+
+    def __post_init__(self) -> None:
+        for name in ("base_interval", "max_interval", "plateau_threshold", "min_consecutive_degradations"):
+            _check(self, name, at_least=1)
+        for name in ("dormant_threshold", "trend_window", "score_window", "patience_after_fall"):
+            _check(self, name, at_least=MIN_TREND)
+        for name in ("backoff_factor", "patience_before_first_improvement"):
+            _check(self, name, at_least=1)
+        for name in ("material_gain", "saturation_threshold", "noise_k", "degradation_k", "fall_k", "degradation_share"):
+            _check(self, name, at_least=0)
+        for name in ("confidence", "trend_confidence"):
+            if not 0.5 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)!r}: give a one-sided confidence in [0.5, 1), as 0.95")
 
     @property
     def patience(self) -> int:
@@ -63,7 +84,14 @@ class BackoffConfig:
     @property
     def capacity(self) -> int:
         """Scores that have to be remembered."""
-        return max(self.score_window, self.patience, self.dormant_threshold, self.trend_window, 3)
+        longest = max(self.patience, self.patience_after_fall, self.saturation_threshold)
+        return max(longest, self.score_window, self.trend_window)
+
+
+def _check(config: BackoffConfig, name: str, at_least: float) -> None:
+    value = getattr(config, name)
+    if not value >= at_least:
+        raise ValueError(f"{name} is {value!r}: give a number of at least {at_least}")
 
 
 @struct.dataclass
@@ -77,7 +105,8 @@ class SchedulerState:
     improved: jax.Array  # [] bool, there has been an improvement
     best: jax.Array  # [] float32, highest smoothed score; -inf before the first
     worst: jax.Array  # [] float32, lowest smoothed score; +inf before the first
-    below: jax.Array  # [] int32, evaluations in a row visibly below the best
+    fallen: jax.Array  # [] bool, the present regime began with a fall
+    below: jax.Array  # [] int32, evaluations in a row clearly below the best
     low: jax.Array  # [] int32, evaluations in a row far below the best
     interval: jax.Array  # [] int32, windows until the next evaluation
     noise: jax.Array  # [] float32, standard deviation of one score, score units; 0 while unknown
@@ -109,6 +138,7 @@ def init(config: BackoffConfig) -> SchedulerState:
         improved=jnp.bool_(False),
         best=jnp.float32(-jnp.inf),
         worst=jnp.float32(jnp.inf),
+        fallen=jnp.bool_(False),
         below=zero,
         low=zero,
         interval=jnp.int32(config.base_interval),
@@ -123,11 +153,17 @@ def restart(config: BackoffConfig, state: SchedulerState) -> SchedulerState:
     return state.replace(
         count=jnp.zeros_like(state.count),
         misses=jnp.zeros_like(state.misses),
+        fallen=jnp.zeros_like(state.fallen),
         below=jnp.zeros_like(state.below),
         low=jnp.zeros_like(state.low),
         interval=jnp.full_like(state.interval, config.base_interval),
         code=jnp.full_like(state.code, LoopState.ACTIVE),
     )
+
+
+def margin(config: BackoffConfig, state: SchedulerState) -> jax.Array:
+    """[] float32: `noise_k` noise scales, score units; a difference below it is not visible in one evaluation."""
+    return config.noise_k * state.noise
 
 
 def enter_watchdog(config: BackoffConfig, state: SchedulerState) -> SchedulerState:
@@ -157,14 +193,18 @@ def observe(
     valid = valid & jnp.isfinite(score)
     seen = _remember(config, state, jnp.where(valid, score, jnp.float32(0.0)))
     degraded = (seen.low == config.min_consecutive_degradations) & config.detect_degradation
-    improving = ~degraded & _improving(config, seen, config.trend_window, config.trend_confidence)
-    over = ~degraded & ~improving & _is_over(config, seen)
+    # What has never risen cannot have collapsed: slow noise looks like that.
+    fell = (seen.below == FALL_LENGTH) & state.improved
+    broken = fell | degraded
+    improving = ~broken & _improving(config, seen, config.trend_window, config.trend_confidence)
+    over = ~broken & ~improving & _is_over(config, seen)
 
-    misses = jnp.where(improving | degraded, jnp.int32(0), seen.misses + 1)
+    misses = jnp.where(improving | broken, jnp.int32(0), seen.misses + 1)
     code = _next_code(config, seen.code, misses, over)
     new = seen.replace(
-        count=jnp.where(degraded, jnp.int32(0), seen.count),
+        count=jnp.where(fell, jnp.int32(0), seen.count),
         misses=misses,
+        fallen=seen.fallen | fell,
         improved=seen.improved | improving,
         interval=_next_interval(config, seen.interval, misses, code),
         code=code,
@@ -188,15 +228,15 @@ def _remember(config: BackoffConfig, state: SchedulerState, score: jax.Array) ->
     count = jnp.minimum(state.count + 1, config.capacity)
     smoothed = median_of_newest(scores, count)
     best, worst = jnp.maximum(state.best, smoothed), jnp.minimum(state.worst, smoothed)
-    share = config.degradation_share * (best - worst)
-    fall = jnp.maximum(config.degradation_k * state.wander, share)
-    is_below = best - smoothed > jnp.maximum(config.hold_k * state.wander, share)
-    is_low = (best - smoothed > fall) & (state.evaluations >= config.min_evaluations_before_degradation)
-    # A fall that was reported is over only when half of it has been made good: one report per fall.
-    still = (state.low >= config.min_consecutive_degradations) & (best - smoothed > fall / 2)
-    low = jnp.where(is_low | still, state.low + 1, 0)
+    enough = state.evaluations >= config.min_evaluations_before_degradation
+    least = config.degradation_share * (best - worst)
+    fall = jnp.maximum(config.fall_k * state.wander, least)
+    deep = jnp.maximum(config.degradation_k * state.wander, least)
+    below = _count_below(state.below, FALL_LENGTH, enough, best - smoothed, fall)
+    low = _count_below(state.low, config.min_consecutive_degradations, enough, best - smoothed, deep)
     # While a fall is being judged, and too early in a new regime, the noise is what it was before.
-    keep = ((low > 0) & (low <= config.min_consecutive_degradations)) | ((count < 8) & (state.noise > 0))
+    judging = (below > 0) & (below <= FALL_LENGTH) | (low > 0) & (low <= config.min_consecutive_degradations)
+    keep = judging | ((count < NOISE_SAMPLE) & (state.noise > 0))
     noise, wander = noise_scale(scores[-config.score_window :], count)
     return state.replace(
         scores=scores,
@@ -204,11 +244,22 @@ def _remember(config: BackoffConfig, state: SchedulerState, score: jax.Array) ->
         evaluations=state.evaluations + 1,
         best=best,
         worst=worst,
-        below=jnp.where(is_below, state.below + 1, 0),
+        below=below,
         low=low,
         noise=jnp.where(keep, state.noise, noise),
         wander=jnp.where(keep, state.wander, wander),
     )
+
+
+def _count_below(
+    streak: jax.Array, length: int, enough: jax.Array, drop: jax.Array, limit: jax.Array
+) -> jax.Array:
+    """[] int32: evaluations in a row with `drop` above `limit`. Once `length` of them have made it a fall, it lasts
+    until half of `limit` is made good: one fall, one report.
+    """
+    is_below = (drop > limit) & enough
+    lasts = (streak >= length) & (drop > limit / 2)
+    return jnp.where(is_below | lasts, streak + 1, 0)
 
 
 def _improving(config: BackoffConfig, state: SchedulerState, window: int, confidence: float) -> jax.Array:
@@ -221,16 +272,16 @@ def _improving(config: BackoffConfig, state: SchedulerState, window: int, confid
 def _is_over(config: BackoffConfig, state: SchedulerState) -> jax.Array:
     """[] bool: enough has been seen, and nothing in it improves."""
     needed = jnp.where(state.improved, config.dormant_threshold, config.patience)
+    needed = jnp.where(state.fallen, config.patience_after_fall, needed)
     quiet = (state.count >= needed) & ~_improving(config, state, config.dormant_threshold, config.confidence)
-    held = (state.below > 0) & (state.below < config.dormant_threshold)
-    over = (quiet & ~held) | (state.improved & _is_saturated(config, state))
+    over = quiet | (state.improved & _is_saturated(config, state))
     return over & (state.evaluations >= config.min_evaluations_before_dormant)
 
 
 def _is_saturated(config: BackoffConfig, state: SchedulerState) -> jax.Array:
     """[] bool: the newest scores are all the same and the best ever: a task's cap, where the noise vanishes too."""
     size = config.saturation_threshold
-    if not 0 < size <= config.capacity:
+    if size == 0:
         return jnp.bool_(False)
     recent = state.scores[-size:]
     same = (jnp.max(recent) == jnp.min(recent)) & (recent[-1] >= state.best)
@@ -248,6 +299,158 @@ def _next_interval(config: BackoffConfig, interval: jax.Array, misses: jax.Array
     """[] int32 windows: back to the base after an improvement, else growing up to the cap."""
     grown = jnp.floor(interval.astype(jnp.float32) * config.backoff_factor).astype(jnp.int32)
     grown = jnp.clip(grown, config.base_interval, max(config.max_interval, config.base_interval))
-    grown = jnp.where(misses >= config.backoff_after, grown, interval)
     calm = jnp.where(misses == 0, config.base_interval, grown)
     return jnp.where(code == LoopState.WATCHDOG, interval, calm).astype(jnp.int32)
+
+
+class BackoffScheduler:
+    """Stateful face of this module, for host loops.
+
+    Either hand every evaluation to `observe`, which does everything, or drive it by hand: `record_score`, ask
+    `is_improving`, and answer with `record_improvement` or `record_non_improvement`, whose thresholds then count
+    non-improvements in a row. Intervals and `n` are in windows ("episodes" in argument names), the rest in evaluations.
+
+    Args:
+        degradation_threshold: a fall must lose at least 1 - this of the rise so far. Never a share of the score itself,
+            which would be meaningless for negative scores.
+        min_degradation_drop: smallest fall that counts, in score units.
+        confidence: as in `BackoffConfig`; so are all the others.
+    """
+
+    def __init__(
+        self,
+        base_interval: int = 1,
+        backoff_factor: float = 2.0,
+        max_interval_episodes: int = 100,
+        plateau_threshold: int = 5,
+        dormant_threshold: int = 20,
+        degradation_threshold: float = 0.95,
+        min_degradation_drop: float = 1e-4,
+        min_episodes_before_dormant: int = 0,
+        min_episodes_before_degradation: int = 5,
+        noise_k: float = 2.0,
+        score_window: int = 20,
+        trend_window: int = 8,
+        confidence: float = BackoffConfig.confidence,
+    ) -> None:
+        if not 0 <= degradation_threshold <= 1:
+            raise ValueError(f"degradation_threshold is {degradation_threshold!r}: give a share in [0, 1], as 0.95")
+        self.min_degradation_drop = min_degradation_drop
+        self.config = BackoffConfig(
+            base_interval=base_interval,
+            backoff_factor=backoff_factor,
+            max_interval=max_interval_episodes,
+            plateau_threshold=plateau_threshold,
+            dormant_threshold=dormant_threshold,
+            confidence=confidence,
+            trend_window=trend_window,
+            min_evaluations_before_dormant=min_episodes_before_dormant,
+            score_window=score_window,
+            noise_k=noise_k,
+            degradation_share=1 - degradation_threshold,
+            min_evaluations_before_degradation=min_episodes_before_degradation,
+        )
+        self.state = init(self.config)
+        self._answers = 0
+
+    def observe(self, score: float, valid: bool = True) -> Verdict:
+        """Take one evaluation into account: the whole of the pure `observe`."""
+        self.state, verdict = _observe(self.config, self.state, jnp.float32(score), jnp.bool_(valid))
+        return verdict
+
+    def record_score(self, score: float) -> None:
+        """Remember one score, without a transition. A score that is not finite is ignored."""
+        if math.isfinite(score):
+            self.state = _remember_jit(self.config, self.state, jnp.float32(score))
+
+    def is_improving(self) -> bool:
+        """The newest `trend_window` scores rise."""
+        return bool(_improving_jit(self.config, self.state))
+
+    def is_degrading(self) -> bool:
+        """The newest scores lie far below the best."""
+        return int(self.state.low) > 0
+
+    def is_converged(self, cv_threshold: float = 0.05, gap_threshold: float = 0.20, gap: float | None = None) -> bool:
+        """DORMANT, or settled: plateaued, noise at most `cv_threshold` of the rise, `gap` at most `gap_threshold`."""
+        if gap is not None and gap > gap_threshold:
+            return False
+        if self.current_state in (LoopState.DORMANT, LoopState.WATCHDOG):
+            return True
+        calm = float(self.state.noise) <= cv_threshold * float(self.state.best - self.state.worst)
+        return bool(self.state.improved) and self.current_state == LoopState.COOLING and calm
+
+    def check_degradation(self, score: float) -> bool:
+        """Whether this one score lies below the best by more than the noise, the share and the smallest drop."""
+        if not math.isfinite(score) or self.total_episodes < self.config.min_evaluations_before_degradation:
+            return False
+        rise = max(self.best_score - float(self.state.worst), 0.0)
+        fall = max(self.config.degradation_k * float(self.state.wander), self.config.degradation_share * rise)
+        return self.best_score - score > max(fall, self.min_degradation_drop)
+
+    def record_improvement(self, score: float) -> None:
+        """ACTIVE, base interval; `score` may raise the best."""
+        self._answer(misses=0, best=max(self.best_score, score), improved=True)
+
+    def record_non_improvement(self) -> None:
+        """One more in a row: the interval grows; COOLING and DORMANT at their thresholds."""
+        self._answer(misses=self.consecutive_non_improvements + 1)
+
+    def record_degradation(self) -> None:
+        """ACTIVE, base interval: what has fallen may rise again."""
+        self._answer(misses=0)
+
+    def record_restart(self) -> None:
+        """A handled DORMANT resumes."""
+        self.state = restart(self.config, self.state)
+
+    def enter_watchdog(self) -> None:
+        """From here on only degradation is looked for."""
+        self.state = enter_watchdog(self.config, self.state)
+
+    def should_adapt(self, n: int) -> bool:
+        """Whether window `n` is one after which to evaluate."""
+        return n % self.current_interval == 0
+
+    @property
+    def current_state(self) -> LoopState:
+        return LoopState(int(self.state.code))
+
+    @property
+    def current_interval(self) -> int:
+        return int(self.state.interval)
+
+    @property
+    def consecutive_non_improvements(self) -> int:
+        return int(self.state.misses)
+
+    @property
+    def best_score(self) -> float:
+        """Highest smoothed or recorded score; -inf before the first."""
+        return float(self.state.best)
+
+    @property
+    def total_episodes(self) -> int:
+        """Evaluations so far, observed or answered by hand."""
+        return max(int(self.state.evaluations), self._answers)
+
+    def _answer(self, misses: int, best: float | None = None, improved: bool = False) -> None:
+        self._answers += 1
+        enough = self.total_episodes >= self.config.min_evaluations_before_dormant
+        over = jnp.bool_(enough and misses >= self.config.dormant_threshold)
+        count = jnp.int32(misses)
+        code = _next_code(self.config, self.state.code, count, over)
+        self.state = self.state.replace(
+            misses=count,
+            improved=self.state.improved | improved,
+            best=self.state.best if best is None else jnp.float32(best),
+            interval=_next_interval(self.config, self.state.interval, count, code),
+            code=code,
+        )
+
+
+_observe = jax.jit(observe, static_argnums=0)
+_remember_jit = jax.jit(_remember, static_argnums=0)
+_improving_jit = jax.jit(
+    lambda config, state: _improving(config, state, config.trend_window, config.trend_confidence), static_argnums=0
+)

@@ -25,6 +25,8 @@ from flax import struct
 
 MIN_TREND = 4  # fewer scores say nothing: a line through 3 points leaves one residual
 
+WANDER_LAG = 4  # evaluations over which slow, autocorrelated noise has moved most of its way
+
 
 @struct.dataclass
 class Trend:
@@ -54,7 +56,7 @@ def midranks(scores: jax.Array, valid: jax.Array) -> jax.Array:
 
 
 def median_of_newest(scores: jax.Array, count: jax.Array) -> jax.Array:
-    """Median of the newest three of `scores` [n >= 3]; the newest alone while `count` [] is below 3.
+    """Median [] of the newest three of `scores` [n >= 3]; the newest alone while `count` [] is below 3.
 
     Made of comparisons only, so it commutes exactly with any increasing map.
     """
@@ -111,16 +113,20 @@ def noise_scale(scores: jax.Array, count: jax.Array) -> tuple[jax.Array, jax.Arr
         autocorrelation of the ranks, its small-sample bias removed (Kendall 1954: r + (1 + 4r)/n).
     """
     valid = newest(scores.shape[0], count)
-    n, time, spread = _clock(valid)
-    step = jnp.diff(scores) - _slope(scores, valid, time, spread)
-    pairs = valid[1:] & valid[:-1]
-    total = jnp.sum(jnp.where(pairs, jnp.abs(step), jnp.float32(0.0)))
+    _, time, spread = _clock(valid)
+    slope = _slope(scores, valid, time, spread)
+    noise = _mean_step(scores, valid, slope, 1)
+    wander = jnp.maximum(noise, _mean_step(scores, valid, slope, WANDER_LAG))
+    known = count >= MIN_TREND
+    return jnp.where(known, noise, jnp.float32(0.0)), jnp.where(known, wander, jnp.float32(0.0))
+
+
+def _mean_step(scores: jax.Array, valid: jax.Array, slope: jax.Array, lag: int) -> jax.Array:
+    """Standard deviation [] of Gaussian noise with this mean absolute difference over `lag` evaluations."""
+    step = jnp.abs(scores[lag:] - scores[:-lag] - lag * slope)
+    pairs = valid[:-lag]
     n_pairs = jnp.maximum(jnp.sum(pairs.astype(jnp.float32)), jnp.float32(1.0))
-    noise = jnp.float32(math.sqrt(math.pi) / 2) * total / n_pairs
-    noise = jnp.where(count >= MIN_TREND, noise, jnp.float32(0.0))
-    r = rank_trend(scores, count).autocorrelation
-    r = jnp.clip(r + (1 + 4 * r) / n, 0.0, 0.9)
-    return noise, noise / jnp.sqrt(1 - r)
+    return jnp.float32(math.sqrt(math.pi) / 2) * jnp.sum(jnp.where(pairs, step, jnp.float32(0.0))) / n_pairs
 
 
 def _clock(valid: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:

@@ -12,24 +12,25 @@ import jax.numpy as jnp
 _ROUNDS = 4
 
 
-def permutation(key: jax.Array, n: int) -> jax.Array:
-    """A pseudo-random permutation of range(n), int32 [n].
+def permutations(key: jax.Array, count: int, n: int) -> jax.Array:
+    """`count` pseudo-random permutations of range(n), int32 [count, n].
 
-    For n a power of two: four keyed rounds of x -> x*odd + c (mod n), x -> x ^ (x >> ceil(k/2)), each a bijection
-    of k-bit integers (the finaliser construction of Steele, Lea & Flood 2014, "Fast splittable pseudorandom number
-    generators", keyed anew at each call). Other n fall back on `jax.random.permutation`. It shuffles minibatches;
-    it is not meant for cryptography or for exact uniformity over all n! orders.
+    For n a power of two: keyed rounds of x -> x*odd + c (mod n), x -> x ^ (x >> ceil(k/2)), each a bijection of k-bit
+    integers (the finaliser construction of Steele, Lea & Flood 2014, "Fast splittable pseudorandom number generators",
+    keyed anew for each permutation). Other n fall back on `jax.random.permutation`. This shuffles minibatches; it is
+    not meant for cryptography or for exact uniformity over all n! orders.
     """
-    if n < 1:
-        raise ValueError(f"permutation needs n >= 1, got {n}")
+    if n < 1 or count < 1:
+        raise ValueError(f"permutations needs count >= 1 and n >= 1, got {count} and {n}")
     bits = n.bit_length() - 1
     if n != 1 << bits or bits < 3:
-        return jax.random.permutation(key, n).astype(jnp.int32)
-    words = jax.random.bits(key, (_ROUNDS, 2), jnp.uint32)
-    mask = jnp.uint32(n - 1)
-    shift = jnp.uint32((bits + 1) // 2)
-    x = jnp.arange(n, dtype=jnp.uint32)
-    for multiplier, offset in words:
-        x = (x * (multiplier | jnp.uint32(1)) + offset) & mask
+        keys = jax.random.split(key, count)
+        return jax.vmap(lambda k: jax.random.permutation(k, n))(keys).astype(jnp.int32)
+    words = jax.random.bits(key, (_ROUNDS, 2, count, 1), jnp.uint32)
+    mask, shift = jnp.uint32(n - 1), jnp.uint32((bits + 1) // 2)
+    x = jnp.broadcast_to(jnp.arange(n, dtype=jnp.uint32), (count, n))
+    for i in range(_ROUNDS):
+        multiplier, offset = words[i, 0] | jnp.uint32(1), words[i, 1]
+        x = (x * multiplier + offset) & mask
         x = x ^ (x >> shift)
     return x.astype(jnp.int32)

@@ -30,6 +30,7 @@ _SCALES = {
     "int": (False, True),
     "log_int": (True, True),
 }
+_TINY, _HUGE = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
 
 
 @dataclass(frozen=True)
@@ -62,17 +63,17 @@ class Parameter:
             raise ValueError(f'a log scale needs positive bounds, got ({self.low}, {self.high}); use "linear"')
         if self.integer and not (float(self.low).is_integer() and float(self.high).is_integer()):
             raise ValueError(f"an integer parameter needs whole bounds, got ({self.low}, {self.high})")
+        smallest = self.low if self.log else self.high - self.low  # a subnormal counts as zero on most devices
+        if smallest < _TINY or max(abs(self.low), abs(self.high), self.high - self.low) > _HUGE:
+            raise ValueError(f"the range ({self.low}, {self.high}) does not fit float32; rescale the parameter")
         low, high = self.float32_bounds
         if not low < high:
             raise ValueError(f"float32 cannot tell the bounds ({self.low}, {self.high}) apart; widen the range")
-        if not (math.isfinite(high - low) and (not self.log or low > 0)):
-            raise ValueError(f"the range ({self.low}, {self.high}) does not fit float32; rescale the parameter")
 
     @property
     def float32_bounds(self) -> tuple[float, float]:
         """The outermost float32 values inside [low, high], so that rounding never leaves the user's range."""
-        with np.errstate(over="ignore"):
-            low, high = np.float32(self.low), np.float32(self.high)
+        low, high = np.float32(self.low), np.float32(self.high)
         if float(low) < self.low:
             low = np.nextafter(low, np.float32(np.inf))
         if float(high) > self.high:
@@ -126,7 +127,7 @@ def search_space(bounds: Mapping[str, Any], log: Iterable[str] = ()) -> SearchSp
 
 
 def with_integers(space: SearchSpace, params: Mapping[str, Any]) -> SearchSpace:
-    """The space with every parameter made integer whose value in `params` is a Python int and whose bounds are whole."""
+    """The space with each parameter made integer whose value in `params` is a Python int and whose bounds are whole."""
 
     def mended(name: str, p: Parameter) -> Parameter:
         whole = type(params.get(name)) is int and float(p.low).is_integer() and float(p.high).is_integer()

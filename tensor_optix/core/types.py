@@ -71,8 +71,7 @@ class Event(enum.IntFlag):
     STOPPED = 512  # the member stopped; see its StopReason
 
 
-@struct.dataclass
-class Scores:
+class Scores(struct.PyTreeNode):
     """What the brain is told about one member's newest window. Scalars; add a member axis with vmap."""
 
     score: jax.Array  # [] float32, higher is better; ignored unless `evaluated`
@@ -80,8 +79,7 @@ class Scores:
     finite: jax.Array  # [] bool, the learner holds no NaN or infinity after the window
 
 
-@struct.dataclass
-class Decision:
+class Decision(struct.PyTreeNode):
     """What the brain wants done before the next window. Scalars; add a member axis with vmap."""
 
     evaluate_next: jax.Array  # [] bool, evaluate after the next window

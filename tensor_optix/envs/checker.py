@@ -56,7 +56,8 @@ def check_environment(env: Any, params: Any = None, steps: int = 1000, raise_err
     subject = _Subject(env, params)
     problems: list[Problem] = []
     for stage in (_check_methods, _check_spaces, _check_shapes, _check_purity, lambda s: _check_rollout(s, steps)):
-        with foreign_code():
+        # The same key is used twice on purpose here, to see that it gives the same.
+        with foreign_code(), jax.debug_key_reuse(False):
             problems += stage(subject)
         if any(problem.level == "error" for problem in problems):
             break
@@ -132,12 +133,12 @@ def _check_shapes(subject: _Subject) -> Iterator[Problem]:
     key = jax.random.key(0)
     reset, failure = _trace("reset", subject.reset, key)
     if failure or not _is_pair(reset):
-        yield failure or _error("reset", f"it returns {_describe(reset)}; return the pair (observation, state)")
+        yield failure or _error("reset", f"it returns {_describe(reset)}; {_RESET_CONTRACT}")
         return
     obs, state = reset
     step, failure = _trace("step", subject.step, key, state, jax.eval_shape(subject.action, key))
-    if failure:
-        yield failure
+    if failure or not (isinstance(step, tuple) and len(step) == 6):
+        yield failure or _error("step", f"it returns {_describe(step)}; {_STEP_CONTRACT}")
         return
     new_obs, new_state, reward, terminated, truncated, info = step
     yield from _compare("state", state, new_state)
@@ -194,15 +195,27 @@ def _check_purity(subject: _Subject) -> Iterator[Problem]:
         yield _error("step", f"two calls with the same arguments differ; {_PURE}")
     elif not _close(first, jax.jit(subject.step)(key_step, state, action)):
         yield _error("step", f"compiled and plain calls differ; {_PURE}")
-    changed = sorted(name for name, value in _attributes(subject.env).items() if before.get(name) is not value)
+    changed = sorted(name for name, value in _attributes(subject.env).items() if before.get(name) != value)
     if changed:
         names = ", ".join(f"self.{name}" for name in changed)
         yield _error(
             "step",
-            f"reset or step assigns {names}; keep what changes in the state, compiled code runs Python only once",
+            f"reset or step changes {names}; keep what changes in the state, compiled code runs Python only once",
         )
     elif _equal((obs, state), subject.reset(key_other)):
         yield _warning("reset", "two different keys give the same episode start; if it should vary, draw from the key")
+    yield from _check_key_reuse(subject, state, action)
+
+
+def _check_key_reuse(subject: _Subject, state: Any, action: jax.Array) -> Iterator[Problem]:
+    key_reset, key_step = jax.random.split(jax.random.key(3))
+    calls = {"reset": (subject.reset, key_reset), "step": (lambda key: subject.step(key, state, action), key_step)}
+    for where, (call, key) in calls.items():
+        try:
+            with jax.debug_key_reuse(True):
+                jax.jit(call)(key)
+        except jax.errors.KeyReuseError:
+            yield _warning(where, "one key is used for two draws, which are then the same numbers; split it first")
 
 
 def _check_rollout(subject: _Subject, steps: int) -> Iterator[Problem]:
@@ -233,6 +246,11 @@ def _check_rollout(subject: _Subject, steps: int) -> Iterator[Problem]:
         yield _warning("step", f"no episode ended within {steps} random steps; truncate after a number of steps")
 
 
+_RESET_CONTRACT = "reset(key, params) returns (observation, state)"
+_STEP_CONTRACT = (
+    "step(key, state, action, params) returns (observation, state, reward, terminated, truncated, info); "
+    "step_env the same without truncated"
+)
 _PURE = "draw random numbers from the key only, and keep everything that changes in the state"
 
 
@@ -257,15 +275,14 @@ def _trace(where: str, f: Callable[..., Any], *args: Any) -> tuple[Any, Problem 
             where, f"it needs a value that is known only at run time ({_first_line(error)}); use jax.numpy"
         )
     except Exception as error:
-        signature = "reset(key, params) -> obs, state; step(key, state, action, params) -> obs, state, reward, ..."
-        return None, _error(
-            where, f"it raises {type(error).__name__}: {_first_line(error)} (the contract: {signature})"
-        )
+        contract = _RESET_CONTRACT if where == "reset" else _STEP_CONTRACT
+        return None, _error(where, f"it raises {type(error).__name__}: {_first_line(error)}; {contract}")
 
 
 def _compare(name: str, before: Any, after: Any) -> Iterator[Problem]:
     """What differs between a tree of shapes from reset and the one from step."""
-    if jax.tree.structure(before) != jax.tree.structure(after):
+    old_structure: Any = jax.tree.structure(before)
+    if old_structure != jax.tree.structure(after):
         yield _error(name, f"reset returns {_describe(before)} and step {_describe(after)}; return the same structure")
         return
     for (path, old), new in zip(jax.tree_util.tree_leaves_with_path(before), jax.tree.leaves(after), strict=True):
@@ -288,8 +305,10 @@ def _is_pair(value: Any) -> bool:
     return isinstance(value, tuple) and len(value) == 2
 
 
-def _attributes(env: Any) -> dict[str, Any]:
-    return dict(getattr(env, "__dict__", {}))
+def _attributes(env: Any) -> dict[str, tuple[int, int]]:
+    """What can be seen of an object's own state: which objects it holds and how many things are in them."""
+    values = getattr(env, "__dict__", {}).items()
+    return {name: (id(value), len(value) if isinstance(value, (list, dict, set)) else 0) for name, value in values}
 
 
 def _leaves(tree: Any) -> list[np.ndarray]:

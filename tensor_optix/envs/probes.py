@@ -1,8 +1,8 @@
 """A ladder of tiny environments, each of which only one kind of mistake can fail.
 
 A learner that fails a rung and passes those below it has its fault in what the rung adds. Every class states what is
-true of it as `optimal_return` (of one episode, undiscounted) and as values for a given discount, so that a test can compare
-learned values with exact ones.
+true of it as `optimal_return` (of one episode, undiscounted) and as values for a given discount, so that a test can
+compare learned values with exact ones.
 """
 
 from __future__ import annotations
@@ -132,9 +132,9 @@ class SignalAction(Probe):
 
 
 class DelayedCredit(Probe):
-    """`length` steps; the first action decides the only reward, +1 or -1, at the last step. The observation tells the
-    time and, after the first step, the choice made.
+    """The first of 5 actions decides the only reward, +1 or -1, at the last step.
 
+    The observation tells the time and, after the first step, the choice made.
     Fails if: credit does not travel back (lambda or n-step returns). Optimal value gamma ** (length - 1) at the start.
     """
 
@@ -193,7 +193,7 @@ class Ending(TimeLimit):
 
 
 class MatchNumber(Probe):
-    """One step; the observation is +1 or -1, the action a number in [-4, 4], the reward -(action - 2 observation)**2 / 4.
+    """One step; observation +1 or -1, action a number in [-4, 4], reward -(action - 2 observation)**2 / 4.
 
     Fails if: continuous actions have the wrong sign, scale or bounds. The optimum is 0, inside the bounds.
     """

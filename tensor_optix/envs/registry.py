@@ -59,9 +59,8 @@ def _instantiate(env: Any, env_kwargs: dict[str, Any]) -> tuple[Any, str, Hashab
     if isinstance(env, type):
         return env(**env_kwargs), env.__name__, ("class", env, _freeze(env_kwargs))
     if env_kwargs:
-        raise ValueError(
-            f"got constructor arguments {sorted(env_kwargs)} for an instance of {type(env).__name__}; pass its class"
-        )
+        name = type(env).__name__
+        raise ValueError(f"got arguments {sorted(env_kwargs)} for an instance of {name}; pass the class {name} instead")
     return env, _name_of(env), ("instance", _ById(env))
 
 

@@ -59,7 +59,7 @@ class Tuple:
 
 def is_discrete(space: Any) -> bool:
     """True for one integer choice; MultiDiscrete and MultiBinary are not."""
-    return isinstance(getattr(space, "n", None), (int, np.integer))
+    return isinstance(getattr(space, "n", None), (int, np.integer)) and tuple(getattr(space, "shape", ())) == ()
 
 
 def is_box(space: Any) -> bool:
@@ -112,20 +112,18 @@ def action_spec(space: Any) -> ActionSpec:
     shape = tuple(int(size) for size in space.shape)
     low, high = (np.broadcast_to(np.asarray(bound, np.float64), shape).ravel() for bound in (space.low, space.high))
     if np.any(low >= high):
-        raise ValueError(
-            f"action space has low {low.tolist()} not below high {high.tolist()}; every low must be < high"
-        )
+        bounds = f"low {low.tolist()} and high {high.tolist()}"
+        raise ValueError(f"action space has {bounds}; every low must be below its high")
     # Bounds at the end of float32's range mean "no bound"; their difference would overflow.
     bounded = (np.abs(low) < 1e30) & (np.abs(high) < 1e30)
-    center = np.where(bounded, (low + high) / 2.0, 0.0)
-    half_range = np.where(bounded, (high - low) / 2.0, 1.0)
+    low, high = np.where(bounded, low, -1.0), np.where(bounded, high, 1.0)
     return ActionSpec(
         "continuous",
         int(np.prod(shape, dtype=np.int64)),
         shape=shape,
         dtype=np.dtype(space.dtype).name,
-        center=tuple(map(float, center)),
-        half_range=tuple(map(float, half_range)),
+        center=tuple(map(float, (low + high) / 2.0)),
+        half_range=tuple(map(float, (high - low) / 2.0)),
         bounded=tuple(map(bool, bounded)),
     )
 

@@ -19,7 +19,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from tensor_optix.loop.durable import json_bytes
+from tensor_optix.loop.durable import failure, json_bytes
 
 RECORD_NAME = "checkpoint.json"
 SUMS_NAME = "SHA256SUMS"
@@ -41,7 +41,7 @@ class MisfitError(ValueError):
 
 
 def flatten(state: Any) -> tuple[dict[str, LeafSpec], dict[str, np.ndarray]]:
-    """Leaf specs by path, and host copies of the arrays that hold data.
+    """Leaf specs by path, and the arrays that hold data, on the host (views of them where that is possible).
 
     Raises:
       TypeError: a leaf that is no array, typed key, int, float or bool.
@@ -52,7 +52,7 @@ def flatten(state: Any) -> tuple[dict[str, LeafSpec], dict[str, np.ndarray]]:
     for path, leaf in _leaves(state):
         spec = specs[path] = leaf_spec(path, leaf)
         if spec["kind"] in ("array", "key"):
-            data = _host_copy(path, leaf)
+            data = _on_host(path, leaf)
             if data.size:  # Orbax refuses empty arrays; their spec says all there is to know
                 arrays[path] = data
     return specs, arrays
@@ -100,10 +100,16 @@ def read(directory: Path, specs: dict[str, LeafSpec], template: Any) -> Any:
 
     Raises:
       MisfitError: the template has other leaves, shapes or dtypes; the message names them.
+      RunDirError: Orbax cannot read the arrays.
     """
     check_fits(specs, template)
     stored = [path for path, spec in specs.items() if "shape" in spec and 0 not in spec["shape"]]
-    arrays = _orbax_restore(directory / ARRAYS_NAME, stored) if stored else {}
+    try:
+        arrays = _orbax_restore(directory / ARRAYS_NAME, stored) if stored else {}
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise failure("read the arrays", directory, error) from error
     leaves = [_revive(specs[path], arrays.get(path), like) for path, like in _leaves(template)]
     return jax.tree.unflatten(jax.tree.structure(template), leaves)
 
@@ -176,19 +182,13 @@ def _in_words(spec: LeafSpec) -> str:
     return f"{spec['dtype']}{spec['shape']}" if "shape" in spec else f"a Python {spec['kind']}"
 
 
-def _host_copy(path: str, leaf: Any) -> np.ndarray:
-    if not isinstance(leaf, jax.Array):
-        return np.array(leaf, order="C")
-    if not leaf.is_fully_addressable:
-        raise ValueError(f"{path} is spread over several processes; gather it before saving.")
-    if _is_key(leaf):
-        leaf = jax.random.key_data(leaf)
-    # `np.asarray(leaf)` would keep a view alive in the array, and its buffer could no longer be donated.
-    data = np.empty(leaf.shape, leaf.dtype)
-    for shard in leaf.addressable_shards:
-        if shard.replica_id == 0:
-            data[shard.index] = np.asarray(shard.data)
-    return data
+def _on_host(path: str, leaf: Any) -> np.ndarray:
+    if isinstance(leaf, jax.Array):
+        if not leaf.is_fully_addressable:
+            raise ValueError(f"{path} is spread over several processes; gather it before saving.")
+        if _is_key(leaf):
+            leaf = jax.random.key_data(leaf)
+    return np.asarray(leaf)
 
 
 def _revive(spec: LeafSpec, data: np.ndarray | None, like: Any) -> Any:

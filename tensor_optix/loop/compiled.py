@@ -19,7 +19,7 @@ from flax import struct
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from tensor_optix.algorithms.contract import Algorithm, Learner, Policy, Snapshot
+from tensor_optix.algorithms.contract import Algorithm, Learner, Policy, Snapshot, WindowStats
 from tensor_optix.core import autonomy
 from tensor_optix.core.autonomy import AutonomyConfig, AutonomyState
 from tensor_optix.core.types import Decision, Scores
@@ -28,8 +28,7 @@ from tensor_optix.envs.evaluate import EpisodeStats, evaluate
 MEMBERS = "members"  # name of the mesh axis
 
 
-@struct.dataclass
-class Member:
+class Member(struct.PyTreeNode):
     """One learner and everything it needs to go on exactly. Leading axis [M] when stacked."""
 
     key: jax.Array  # [] typed key; window w draws from fold_in(key, w)
@@ -38,8 +37,7 @@ class Member:
     best: Snapshot  # of the best policy so far; of the untrained one until there is a best
 
 
-@struct.dataclass
-class WindowReport:
+class WindowReport(struct.PyTreeNode):
     """What one window of one member did. Reduced: a few scalars."""
 
     active: jax.Array  # [] bool, a real window; False where the member had stopped before
@@ -88,18 +86,35 @@ class Program:
         key_learn, key_evaluate, key_reset = each(_window_keys)(members)
         learner, stats = each(algorithm.window)(members.learner, members.brain.hyper, key_learn)
         due = each(autonomy.is_due)(members.brain)
-        score = jax.lax.cond(
-            jnp.any(due),
-            lambda: each(self.score)(learner, key_evaluate),
-            lambda: jnp.zeros((size,), jnp.float32),
-        )
-        scores = Scores(jnp.where(due, score, jnp.float32(0.0)), due, stats.finite)
-        brain, decision = each(partial(autonomy.step, self.brain))(members.brain, scores)
-        best, learner = self._obey(decision, learner, members.best, key_reset)
-        new = Member(members.key, brain, learner, best)
+        new = members.replace(learner=learner)
+
+        def news() -> tuple[Member, jax.Array, jax.Array]:
+            return self._decide(new, due, stats.finite, key_evaluate, key_reset)
+
+        def no_news() -> tuple[Member, jax.Array, jax.Array]:
+            quiet = new.replace(brain=each(autonomy.tick)(new.brain))
+            return quiet, jnp.zeros((size,), jnp.float32), jnp.zeros((size,), jnp.int32)
+
+        # Outside the member axis, so that windows without an evaluation cost nothing but the learning.
+        new, score, events = jax.lax.cond(jnp.any(active & (due | ~stats.finite)), news, no_news)
         if size > 1:  # a block of one is left before its member could run on
             new = jax.lax.cond(jnp.all(active), lambda: new, lambda: _select(active, new, members))
-        return new, _report(members.brain, brain, decision, scores, stats, active)
+        return new, _report(members.brain, new.brain, score, events, due, stats, active)
+
+    def _decide(
+        self, members: Member, due: jax.Array, finite: jax.Array, key_evaluate: jax.Array, key_reset: jax.Array
+    ) -> tuple[Member, jax.Array, jax.Array]:
+        """Evaluate who is due, ask the brain, obey; returns (members, scores [B], event bits [B])."""
+        each = partial(_each, due.shape[0])
+        score = jax.lax.cond(
+            jnp.any(due),
+            lambda: each(self.score)(members.learner, key_evaluate),
+            lambda: jnp.zeros(due.shape, jnp.float32),
+        )
+        scores = Scores(jnp.where(due, score, jnp.float32(0.0)), due, finite)
+        brain, decision = each(partial(autonomy.step, self.brain))(members.brain, scores)
+        best, learner = self._obey(decision, members.learner, members.best, key_reset)
+        return Member(members.key, brain, learner, best), scores.score, decision.events
 
     def chunk(self, members: Member, n_windows: jax.Array, max_windows: int) -> tuple[Member, WindowReport]:
         """Up to `n_windows` (traced) windows of a block [B]; reports are [max_windows, B], unused rows zero."""
@@ -208,19 +223,25 @@ def _window_keys(member: Member) -> tuple[jax.Array, jax.Array, jax.Array]:
 
 
 def _report(
-    before: AutonomyState, after: AutonomyState, decision: Decision, scores: Scores, stats: Any, active: jax.Array
+    before: AutonomyState,
+    after: AutonomyState,
+    score: jax.Array,
+    events: jax.Array,
+    due: jax.Array,
+    stats: WindowStats,
+    active: jax.Array,
 ) -> WindowReport:
     episodes = jnp.maximum(stats.episodes, 1).astype(jnp.float32)
     return WindowReport(
         active=active,
-        evaluated=active & scores.evaluated,
-        score=scores.score,
+        evaluated=active & due,
+        score=score,
         train_return=jnp.where(stats.episodes > 0, stats.return_sum / episodes, jnp.float32(0.0)),
         train_episodes=stats.episodes,
         state=after.scheduler.code,
         interval=after.scheduler.interval,
-        events=decision.events,
-        stop_reason=decision.stop_reason,
+        events=events,
+        stop_reason=after.stop_reason,
         hyperparams=before.hyper,
         losses=stats.losses,
     )

@@ -118,7 +118,7 @@ def event_rows(report: ChunkReport, env_steps_per_window: int) -> list[dict[str,
     """Rows for `events.jsonl`: one per member and window that was evaluated or has event bits, in order.
 
     Keys: `window`, `env_steps` (after the window), `member`, `state`, `interval`, `events`; where they exist `score`,
-    `train_return`, `losses`, `hyperparams`, `stop_reason`. Strict JSON: NaN and infinity become None.
+    `train_return`, `train_episodes`, `losses`, `hyperparams`, `stop_reason`. Strict JSON: NaN and infinity become None.
     """
     row, column = report.rows(report.evaluated | (report.events != 0))
     window = report.windows()[row, column]
@@ -136,6 +136,7 @@ def event_rows(report: ChunkReport, env_steps_per_window: int) -> list[dict[str,
             out["score"] = json_float(report.score[k, m])
         if report.train_episodes[k, m]:
             out["train_return"] = json_float(report.train_return[k, m])
+            out["train_episodes"] = int(report.train_episodes[k, m])
         for name, values in (("losses", report.losses), ("hyperparams", report.hyperparams)):
             if values:
                 out[name] = {key: json_float(value[k, m]) for key, value in values.items()}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -28,9 +29,7 @@ def write_result(directory: Path, result: Mapping[str, Any], curves: Mapping[str
     for name, array in arrays.items():
         if array.dtype.kind not in "biufcU":
             raise TypeError(f"Curve '{name}' has dtype {array.dtype}, which npz cannot hold without pickle.")
-    buffer = io.BytesIO()
-    np.savez(buffer, **arrays)  # type: ignore[arg-type]
-    packed = buffer.getvalue()
+    packed = _npz(arrays)
     text = json_bytes({"result": dict(result), "curves_sha256": hashlib.sha256(packed).hexdigest()})
     write_file(directory / CURVES_NAME, packed)
     write_file(directory / RESULT_NAME, text)
@@ -51,3 +50,13 @@ def read_result(directory: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]
         raise RunDirError(f"The result at '{directory}' is damaged (checksum mismatch); resume the run to redo it.")
     with np.load(io.BytesIO(packed), allow_pickle=False) as curves:
         return content["result"], dict(curves)
+
+
+def _npz(arrays: Mapping[str, np.ndarray]) -> bytes:
+    """What `np.savez` writes, for any names: as keyword arguments some ("file") would mean something else."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name, array in arrays.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, array, allow_pickle=False)
+    return buffer.getvalue()

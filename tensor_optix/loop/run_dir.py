@@ -325,6 +325,8 @@ class RunDir:
         self._damaged = []
         for path in doomed:
             retire_directory(path)
+        for leftover in temporaries(self.path / _CHECKPOINTS):  # of earlier saves that could not tidy up
+            discard(leftover)
 
     # ---- policy and result ------------------------------------------------------------------------------------------
 
@@ -375,10 +377,8 @@ def _load(directory: Path, template: Any, skipped: list[str]) -> LoadedCheckpoin
         if record["step"] != int(directory.name):
             return f"it is checkpoint {record['step']} under another name"
         state = checkpoint_files.read(directory, record["leaves"], template)
-    except checkpoint_files.MisfitError:
-        raise
-    except Exception as error:  # whole, yet unreadable: retired by a writer meanwhile, or by another Orbax version
-        return str(failure("read the checkpoint", directory, error))
+    except (RunDirError, OSError) as error:  # whole, yet unreadable: retired by a writer meanwhile, or another Orbax
+        return str(error)
     return LoadedCheckpoint(record["step"], state, record["meta"], record["events_offset"], skipped)
 
 

@@ -18,6 +18,7 @@ import sys
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 MIN_POOL_THREADS = 8
 
@@ -68,7 +69,7 @@ def _start(cache_dir: str | Path | None) -> Runtime:
     import jax
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
-    if cache_dir is not None and jax.config.jax_compilation_cache_dir is None:
+    if cache_dir is not None and _setting("jax_compilation_cache_dir") is None:
         jax.config.update("jax_compilation_cache_dir", str(cache_dir))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
     late = _backend_is_up()
@@ -84,7 +85,7 @@ def _start(cache_dir: str | Path | None) -> Runtime:
         n_devices=jax.local_device_count(),
         n_cores=cores,
         pool_threads=pool,
-        cache_dir=jax.config.jax_compilation_cache_dir,
+        cache_dir=_setting("jax_compilation_cache_dir"),
         started_by_us=not late,
     )
     if runtime.may_deadlock:
@@ -112,10 +113,14 @@ def _backend_is_up() -> bool:
     return bool(bridge is not None and bridge.backends_are_initialized())
 
 
-def _devices_chosen_by_user() -> bool:
+def _setting(name: str) -> Any:
     import jax
 
-    return jax.config.jax_num_cpu_devices != -1 or "xla_force_host_platform_device_count" in os.environ.get(
+    return getattr(jax.config, name)
+
+
+def _devices_chosen_by_user() -> bool:
+    return _setting("jax_num_cpu_devices") != -1 or "xla_force_host_platform_device_count" in os.environ.get(
         "XLA_FLAGS", ""
     )
 
@@ -135,3 +140,68 @@ def _start_with_large_pool(cores: int) -> int:
     finally:
         del os.environ["NPROC"]
     return size
+
+
+def examine(runtime: Runtime) -> dict[str, Any]:
+    """Versions, devices and caches as plain JSON values, and in `problems` what is wrong with them, with the remedy."""
+    import importlib.metadata
+    import platform
+
+    def version(package: str) -> str:
+        try:
+            return importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            return "not installed"
+
+    facts: dict[str, Any] = {"tensor_optix": version("tensor-optix"), "python": platform.python_version()}
+    facts |= {name: version(name) for name in _CORE_PACKAGES}
+    facts["extras"] = ", ".join(name for name in _EXTRA_PACKAGES if version(name) != "not installed") or "none"
+    facts |= {
+        "platform": runtime.platform,
+        "devices": runtime.n_devices,
+        "cores": runtime.n_cores,
+        "pool_threads": runtime.pool_threads,
+        "compilation_cache": runtime.cache_dir or "off",
+    }
+    problems = [
+        f"{name} is not installed: pip install {name}" for name in _CORE_PACKAGES if facts[name] == "not installed"
+    ]
+    if runtime.may_deadlock:
+        problems.append(
+            f"the CPU backend has a pool of {runtime.pool_threads or runtime.n_cores} threads and may deadlock: unset "
+            "NPROC or set NPROC=8"
+        )
+    if runtime.platform == "cpu" and runtime.n_devices < runtime.n_cores:
+        problems.append(
+            f"{runtime.n_devices} CPU device(s) on {runtime.n_cores} cores: members use part of the machine; unset "
+            "JAX_NUM_CPU_DEVICES and the device count in XLA_FLAGS"
+        )
+    if "tensorflow" in str(facts["extras"]).split(", ") and version("tf-keras") == "not installed":
+        problems.append(
+            'distrax cannot be imported beside TensorFlow without tf-keras: pip install "tensor-optix[tensorflow]"'
+        )
+    if runtime.cache_dir is not None and not _writable(Path(runtime.cache_dir)):
+        problems.append(f"the compilation cache {runtime.cache_dir} cannot be written: choose another with --cache-dir")
+    facts["problems"] = problems
+    return facts
+
+
+_CORE_PACKAGES = (
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "chex",
+    "distrax",
+    "numpy",
+    "gymnax",
+    "gymnasium",
+    "orbax-checkpoint",
+)
+_EXTRA_PACKAGES = ("torch", "tensorflow", "optuna", "matplotlib", "onnx", "wandb", "tensorboard")
+
+
+def _writable(path: Path) -> bool:
+    while not path.exists() and path != path.parent:
+        path = path.parent
+    return os.access(path, os.W_OK)

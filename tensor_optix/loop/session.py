@@ -119,11 +119,12 @@ class Session:
         args = self._init_args()
         shapes = jax.eval_shape(self._init, *args)
         members = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=self._sharding), shapes)
-        for name, function, arguments in (
+        programs: list[tuple[str, Any, tuple[Any, ...]]] = [
             ("chunk", self._chunk, (members, jax.ShapeDtypeStruct((), jnp.int32))),
             ("init", self._init, args),
             ("final", self._final, (members,)),
-        ):
+        ]
+        for name, function, arguments in programs:
             self._compiled[name] = self._pool.submit(function.lower(*arguments).compile)
         self._compiled["chunk"].result()
         self._compiled["init"].result()
@@ -143,9 +144,7 @@ class Session:
 
     def _init_args(self) -> tuple[Any, ...]:
         specs = [self.specs[max(i, 0)] for i in self.member_ids]
-        hyper = {
-            name: np.asarray([spec.hyper[name] for spec in specs], np.float32) for name in self.specs[0].hyper
-        }
+        hyper = {name: np.asarray([spec.hyper[name] for spec in specs], np.float32) for name in self.specs[0].hyper}
         args = (
             jnp.stack([spec.key() for spec in specs]),
             hyper,
@@ -288,4 +287,5 @@ def _to_host(tree: Any) -> Any:
 
 
 def _wrap_key(x: Any, like: Any) -> Any:
-    return jax.random.wrap_key_data(jnp.asarray(x), impl=jax.random.key_impl(like)) if _is_key(like) else x
+    """Key data back as typed keys; runs are made of keys of the default implementation."""
+    return jax.random.wrap_key_data(jnp.asarray(x)) if _is_key(like) else x

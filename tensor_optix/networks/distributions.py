@@ -16,8 +16,7 @@ from flax import struct
 _LOG_2PI = math.log(2.0 * math.pi)
 
 
-@struct.dataclass
-class Categorical:
+class Categorical(struct.PyTreeNode):
     """A choice among A actions."""
 
     logits: jax.Array  # [..., A] float32, any normalisation
@@ -51,8 +50,7 @@ class Categorical:
         return distrax.Categorical(logits=self.logits)
 
 
-@struct.dataclass
-class DiagonalGaussian:
+class DiagonalGaussian(struct.PyTreeNode):
     """Independent normals, one for each action dimension D."""
 
     mean: jax.Array  # [..., D] float32

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 
@@ -38,7 +39,7 @@ class MLP(nnx.Module):
         rngs: nnx.Rngs,
     ) -> None:
         sizes = (n_in, *hidden_sizes)
-        self.hidden = nnx.List([_dense(a, b, math.sqrt(2.0), rngs) for a, b in zip(sizes, sizes[1:], strict=False)])
+        self.hidden = nnx.List([_dense(a, b, math.sqrt(2.0), rngs) for a, b in itertools.pairwise(sizes)])
         self.head = _dense(sizes[-1], n_out, head_gain, rngs)
         self.activation = activation
 

@@ -45,7 +45,7 @@ _log = logging.getLogger(__name__)
 _PROBES = 4
 _SIGNS = np.array([1.0, -1.0, -1.0, 1.0, 0.0], np.float32)  # sign of the probe in each period; 0 is the commit
 _ZERO, _ONE = np.float32(0.0), np.float32(1.0)
-_SMALLEST_SHRINK = np.float32(0.125)
+_SMALLEST_SHRINK = np.float32(2.0**-10)
 _EDGE = np.float32(0.5)  # a pair at a bound keeps at least this share of its width
 _MAX_GRADIENT = np.float32(2.0)  # in standard deviations of the contrast
 _OUTLIER = np.float32(3.0)  # a contrast counts in the scale as at most this many times the scale
@@ -53,8 +53,7 @@ _GAUSSIAN = np.float32(math.sqrt(math.pi / 2))  # standard deviation over mean a
 _PRIOR_CYCLES = np.float32(2.0)  # the scheduler's noise weighs as much as this many contrasts
 
 
-@struct.dataclass
-class SPSAState:
+class SPSAState(struct.PyTreeNode):
     """State of `SPSA`; D is the number of tuned hyperparameters."""
 
     centre: jax.Array  # [D] float32, best known setting, in the unit cube
@@ -79,7 +78,8 @@ class SPSA:
 
     Args:
       c: half width of the first probe pairs, in (0, 0.5].
-      c_min: the width falls as cycle^-c_decay down to this, so that a moving optimum can be followed.
+      c_min: the width falls as c cycle^-c_decay down to this. At c or above it is constant, which finds more optima
+        than any fall: what a pair tells grows with the square of its width. Lower it where probes are dear.
       c_decay: exponent of that fall; 0.101 is Spall's (1998).
       alpha: first gain: the step for a contrast of one standard deviation.
       alpha_min: smallest gain.
@@ -97,7 +97,7 @@ class SPSA:
     """
 
     c: float = 0.2
-    c_min: float = 0.1
+    c_min: float = 0.2
     c_decay: float = 0.101
     alpha: float = 0.01
     alpha_min: float = 0.002
@@ -105,7 +105,7 @@ class SPSA:
     adapt: float = 0.33
     drain: float = 0.01
     beta: float = 0.8
-    caution: float = 2.0
+    caution: float = 3.0
     scale_decay: float = 0.95
     commit: bool = False
 
@@ -113,8 +113,9 @@ class SPSA:
         for knob in fields(self):
             if not math.isfinite(getattr(self, knob.name)):
                 raise ValueError(f"{knob.name} must be finite, got {getattr(self, knob.name)}")
-        if not 0 < self.c_min <= self.c <= 0.5:
-            raise ValueError(f"probe widths must satisfy 0 < c_min <= c <= 0.5, got c_min={self.c_min}, c={self.c}")
+        for name in ("c", "c_min"):
+            if not 0 < getattr(self, name) <= 0.5:
+                raise ValueError(f"{name} must be in (0, 0.5], got {getattr(self, name)}")
         if not 0 < self.alpha_min <= self.alpha <= self.alpha_max <= 1:
             raise ValueError(
                 "gains must satisfy 0 < alpha_min <= alpha <= alpha_max <= 1, "
@@ -170,9 +171,7 @@ class SPSA:
     def recentre(self, state: SPSAState, x: jax.Array) -> SPSAState:
         """Begins a new cycle around `x`, float32 [D]. Scales and gains are kept, the gradient's memory is not."""
         return _next_cycle(
-            state.replace(
-                centre=jnp.clip(x.astype(jnp.float32), _ZERO, _ONE), momentum=jnp.zeros_like(state.momentum)
-            )
+            state.replace(centre=jnp.clip(x.astype(jnp.float32), _ZERO, _ONE), momentum=jnp.zeros_like(state.momentum))
         )
 
     def observe(self, state: SPSAState, score: jax.Array, noise: jax.Array, valid: jax.Array) -> SPSAState:
@@ -193,7 +192,8 @@ class SPSA:
     def _pair(self, state: SPSAState) -> tuple[jax.Array, jax.Array]:
         """Middle and half width, float32 [D] each, of this cycle's probe pair; middle +- width lies in the cube."""
         age = state.cycle.astype(jnp.float32) + _ONE
-        c = jnp.maximum(np.float32(self.c) * age ** np.float32(-self.c_decay), np.float32(self.c_min)) * state.shrink
+        floor = np.float32(min(self.c_min, self.c))
+        c = jnp.maximum(np.float32(self.c) * age ** np.float32(-self.c_decay), floor) * state.shrink
         room = jnp.minimum(state.centre, _ONE - state.centre)
         width = jnp.maximum(jnp.clip(room, c * _EDGE, c), state.min_width)
         return jnp.clip(state.centre, width, _ONE - width), width
@@ -253,7 +253,7 @@ def _direction(state: SPSAState) -> jax.Array:
 
     Cycle k of a block of n = 2^m > D cycles takes row k of the n x n Walsh matrix, entry (-1)^popcount(k & i), in
     columns i = 1..D: balanced and mutually orthogonal over the block. Each block flips the sign of each column at
-    random, by a hash (the finaliser of Steele, Lea & Flood 2014 with other constants) that costs a few integer operations.
+    random, by an integer hash (the finaliser of Steele, Lea & Flood 2014 with other constants): a few operations.
     """
     d = state.centre.size
     block = 1 << d.bit_length()

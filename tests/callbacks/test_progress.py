@@ -173,11 +173,17 @@ def test_quiet_shows_nothing(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_live_session_draws_and_gives_the_terminal_back() -> None:
     console = terminal()
-    with pytest.raises(RuntimeError, match="boom"), display(3, console, total=100_000) as shown:
-        shown.phase("training")
-        for i in range(5):
-            shown.update(make_report(np.full((2, 3), float(i)), first=2 * i), 1e5, float(i))
-        raise RuntimeError("boom")
+    shown = display(3, console, total=100_000)
+
+    def interrupted() -> None:
+        with shown:
+            shown.phase("training")
+            for i in range(5):
+                shown.update(make_report(np.full((2, 3), float(i)), first=2 * i), 1e5, float(i))
+            raise RuntimeError("boom")
+
+    with pytest.raises(RuntimeError, match="boom"):
+        interrupted()
     text = console.file.getvalue()  # type: ignore[attr-defined]
     assert "\x1b[?25l" in text  # cursor hidden while live
     assert text.rindex("\x1b[?25h") > text.rindex("\x1b[?25l")

@@ -122,7 +122,7 @@ def test_with_integers_keeps_whole_numbers_whole():
     space = search_space({"epochs": (1, 10), "scale": (0.5, 2.0), "flag": (0, 1), "x": (0, 5)})
     mended = dict(with_integers(space, {"epochs": 4, "scale": 1, "flag": True, "x": 2.0}).entries)
     assert mended["epochs"].integer
-    assert not (mended["scale"].integer or mended["flag"].integer or mended["x"].integer)
+    assert not any(mended[name].integer for name in ("scale", "flag", "x"))
 
 
 @pytest.mark.parametrize(
@@ -139,13 +139,11 @@ def test_with_integers_keeps_whole_numbers_whole():
         ({"lr": (1.0, 1.0 + 1e-9)}, "float32"),
         ({"lr": (-3e38, 3e38)}, "float32"),
         ({"lr": (0.0, 1e300)}, "float32"),
-        ({"lr": ("log", 1e-60, 1.0)}, None),
+        ({"lr": ("log", 1e-60, 1.0)}, "float32"),
+        ({"lr": (0.0, 1e-42)}, "float32"),
     ],
 )
 def test_bad_bounds_are_refused(bounds, words):
-    if words is None:  # the smallest positive float32 stands in for a smaller bound
-        assert float(from_unit(search_space(bounds), jnp.zeros((1,), jnp.float32), {})["lr"]) >= 1e-60
-        return
     with pytest.raises(ValueError, match=words):
         search_space(bounds)
 

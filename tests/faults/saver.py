@@ -1,14 +1,21 @@
 """A process to be killed: saves checkpoints as fast as it can, and says on a pipe what it has done.
 
-Run as a program it is a server: it imports JAX once, and for every path on its standard input forks a child that
-opens the run there and saves until it is killed. Forking before JAX starts a backend makes a trial cheap.
+Run as a program it is a server: it imports JAX once, and for every line "<path> <n>" on its standard input forks a
+child that opens the run at the path and saves until it is killed. If n > 0 the child, once it has saved, kills itself
+just before its n-th call that changes a name or flushes a file. Forking before JAX starts a backend, and building the
+states without compiling anything, makes a trial cheap.
 """
 
+import faulthandler
+import itertools
 import os
+import signal
 import sys
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint  # noqa: F401  imported here so that every forked child has it
 
 from tensor_optix.loop.run_dir import NoCheckpointError, RunDir
@@ -16,15 +23,17 @@ from tensor_optix.loop.run_dir import NoCheckpointError, RunDir
 
 def state_at(step: int) -> dict:
     """About 100 KB whose every part depends on `step`."""
+    words = np.array([step, step + 1], np.uint32)
     return {
-        "params": [jnp.full((100, 60), step, jnp.float32), jnp.arange(500, dtype=jnp.int32) + step],
-        "bytes": jnp.full(20_000, step % 251, jnp.uint8),
-        "key": jax.random.key(step),
+        "params": [jnp.asarray(np.full((100, 60), step, np.float32)), np.arange(500) + step],
+        "bytes": jnp.asarray(np.full(20_000, step % 251, np.uint8)),
+        "key": jax.random.wrap_key_data(jnp.asarray(words), impl="threefry2x32"),
         "step": step,
     }
 
 
-def save_until_killed(path: str) -> None:
+def save_until_killed(path: str, fatal_call: int) -> None:
+    faulthandler.dump_traceback_later(30)  # a child that hangs says where
     run = RunDir.open(path)
     step = 0
     try:
@@ -41,13 +50,32 @@ def save_until_killed(path: str) -> None:
         print("saving", step, flush=True)
         run.save_checkpoint(step, state_at(step), {"step": step})
         print("saved", step, flush=True)
+        if fatal_call:
+            die_before_call(fatal_call)
+            fatal_call = 0
+
+
+def die_before_call(fatal_call: int) -> None:
+    counter = itertools.count(1)
+
+    def counted(call: Callable) -> Callable:
+        def wrapper(*args, **kwargs):
+            if next(counter) == fatal_call:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return call(*args, **kwargs)
+
+        return wrapper
+
+    for name in ("rename", "replace", "unlink", "rmdir", "mkdir", "fsync"):
+        setattr(os, name, counted(getattr(os, name)))
 
 
 def serve() -> None:
     for line in sys.stdin:
+        path, _, fatal_call = line.strip().rpartition(" ")
         child = os.fork()
         if child == 0:
-            save_until_killed(line.strip())
+            save_until_killed(path, int(fatal_call))
         print("child", child, flush=True)
         os.waitpid(child, 0)
         print("gone", child, flush=True)

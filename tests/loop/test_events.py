@@ -93,7 +93,13 @@ def test_windows_come_in_order_then_members_and_frozen_rows_are_silent() -> None
     active = np.array([[True, True, True], [True, False, True]])
     score = np.array([[0, 1, 2], [10, 11, 12]], np.float32)
     report = make_report(
-        2, 3, first_window=np.array([7, 7, 7]), active=active, evaluated=active, score=score, member_ids=np.array([2, 0, 1])
+        2,
+        3,
+        first_window=np.array([7, 7, 7]),
+        active=active,
+        evaluated=active,
+        score=score,
+        member_ids=np.array([2, 0, 1]),
     )
     recorder = Recorder()
     replay(report, [recorder])

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from flax import struct
 
-from tensor_optix.core.types import StopReason
+from tensor_optix.core.types import EvalMetrics, StopReason
 from tensor_optix.loop import run_dir as run_dir_module
 from tensor_optix.loop.run_dir import NoCheckpointError, RunDir, RunDirError
 
@@ -206,6 +206,7 @@ def test_leftovers_of_a_killed_writer_go_at_opening(run):
 
 def test_events_are_valid_json_whatever_the_numbers(run):
     rows = [{"score": np.float32("nan"), "best": -np.inf, "n": np.int64(3), "list": jnp.arange(2)}, {"ok": np.True_}]
+    rows += [{"half": jnp.bfloat16(1.5), "scores": EvalMetrics(1.0, {"x": np.ones(1)}, 3, timestamp=0.0)}]
     run.append_events(rows)
     run.append_events([])
     text = (run.path / "events.jsonl").read_text()
@@ -214,7 +215,9 @@ def test_events_are_valid_json_whatever_the_numbers(run):
         raise AssertionError(f"{constant} is not JSON")
 
     parsed = [json.loads(line, parse_constant=refuse) for line in text.splitlines()]
-    assert parsed == [{"score": "NaN", "best": "-Infinity", "n": 3, "list": [0, 1]}, {"ok": True}]
+    assert parsed == [{"score": "NaN", "best": "-Infinity", "n": 3, "list": [0, 1]}, {"ok": True}, parsed[2]]
+    metrics = {"primary_score": 1.0, "metrics": {"x": [1.0]}, "episode_id": 3, "timestamp": 0.0}
+    assert parsed[2] == {"half": 1.5, "scores": metrics}
     assert run.read_events() == parsed
     with pytest.raises(TypeError, match="is a object"):
         run.append_events([{"x": object()}])
