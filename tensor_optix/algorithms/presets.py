@@ -19,7 +19,50 @@ class Preset:
     run: Mapping[str, Any] = field(default_factory=dict)  # fields of RunConfig: eval_every, eval_episodes
 
 
-PRESETS: dict[tuple[str, str], Preset] = {}
+PRESETS: dict[tuple[str, str], Preset] = {
+    ("ppo", "CartPole-v1"): Preset(
+        config={"n_envs": 8, "n_steps": 64, "n_epochs": 4, "n_minibatches": 8},
+        hyperparams={"learning_rate": 2e-3, "gamma": 0.98, "gae_lambda": 0.9},
+        run={"eval_every": 2048},
+    ),
+    ("ppo", "Acrobot-v1"): Preset(
+        config={"n_envs": 16, "n_steps": 128, "n_epochs": 4, "n_minibatches": 16},
+        hyperparams={"learning_rate": 1e-3, "entropy_coef": 0.01},
+        run={"eval_every": 8192},
+    ),
+    ("ppo", "Pendulum-v1"): Preset(
+        config={"n_envs": 8, "n_steps": 256, "n_epochs": 10, "n_minibatches": 16, "normalize_rewards": True},
+        hyperparams={"learning_rate": 1e-3, "gamma": 0.95, "clip_range": 0.1},
+        run={"eval_every": 4096},
+    ),
+    ("ppo", "MountainCarContinuous-v0"): Preset(
+        config={
+            "n_envs": 8,
+            "n_steps": 128,
+            "n_epochs": 4,
+            "n_minibatches": 8,
+            "normalize_observations": True,
+            "normalize_rewards": True,
+        },
+        hyperparams={"learning_rate": 1e-3},
+        run={"eval_every": 2048},
+    ),
+    **{
+        ("ppo", f"{game}-MinAtar"): Preset(
+            config={
+                "n_envs": 64,
+                "n_steps": 128,
+                "n_epochs": 4,
+                "n_minibatches": 8,
+                "hidden_sizes": [128],
+                "activation": "relu",
+            },
+            hyperparams={"learning_rate": 1e-3, "entropy_coef": 0.01},
+            run={"eval_every": 131_072, "eval_episodes": 32},
+        )
+        for game in ("Asterix", "Breakout", "Freeway", "Seaquest", "SpaceInvaders")
+    },
+}
 
 
 def preset(algorithm: str, env: str) -> Preset:

@@ -28,8 +28,8 @@ from flax import struct
 from tensor_optix.core.convergence import MIN_TREND, median_of_newest, noise_scale, push, rank_trend
 from tensor_optix.core.types import LoopState
 
-
 FALL_LENGTH = 2  # evaluations in a row below the best that make a fall
+STEADY = 0.5  # of the average gain per evaluation so far: a rise at this rate has not levelled off
 NOISE_SAMPLE = 8  # scores from which a noise estimate is better than that of the regime before
 
 
@@ -64,14 +64,15 @@ class BackoffConfig:
     min_evaluations_before_degradation: int = 5
 
     def __post_init__(self) -> None:
-        for name in ("base_interval", "max_interval", "plateau_threshold", "min_consecutive_degradations"):
-            _check(self, name, at_least=1)
-        for name in ("dormant_threshold", "trend_window", "score_window", "patience_after_fall"):
-            _check(self, name, at_least=MIN_TREND)
-        for name in ("backoff_factor", "patience_before_first_improvement"):
-            _check(self, name, at_least=1)
-        for name in ("material_gain", "saturation_threshold", "noise_k", "degradation_k", "fall_k", "degradation_share"):
-            _check(self, name, at_least=0)
+        growth = ("backoff_factor", "patience_before_first_improvement")
+        least = {
+            1: ("base_interval", "max_interval", "plateau_threshold", "min_consecutive_degradations", *growth),
+            MIN_TREND: ("dormant_threshold", "trend_window", "score_window", "patience_after_fall"),
+            0: ("material_gain", "saturation_threshold", "noise_k", "degradation_k", "fall_k", "degradation_share"),
+        }
+        for at_least, names in least.items():
+            for name in names:
+                _check(self, name, at_least)
         for name in ("confidence", "trend_confidence"):
             if not 0.5 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)!r}: give a one-sided confidence in [0.5, 1), as 0.95")
@@ -150,7 +151,8 @@ def init(config: BackoffConfig) -> SchedulerState:
 
 def restart(config: BackoffConfig, state: SchedulerState) -> SchedulerState:
     """A handled DORMANT resumes: ACTIVE, base interval, all counts at 0. What has been reached is remembered."""
-    return state.replace(
+    return dataclasses.replace(
+        state,
         count=jnp.zeros_like(state.count),
         misses=jnp.zeros_like(state.misses),
         fallen=jnp.zeros_like(state.fallen),
@@ -168,7 +170,8 @@ def margin(config: BackoffConfig, state: SchedulerState) -> jax.Array:
 
 def enter_watchdog(config: BackoffConfig, state: SchedulerState) -> SchedulerState:
     """Converged and deployed: from here on only degradation is looked for, at the widest interval, until `restart`."""
-    return state.replace(
+    return dataclasses.replace(
+        state,
         below=jnp.zeros_like(state.below),
         low=jnp.zeros_like(state.low),
         interval=jnp.full_like(state.interval, config.max_interval),
@@ -201,7 +204,8 @@ def observe(
 
     misses = jnp.where(improving | broken, jnp.int32(0), seen.misses + 1)
     code = _next_code(config, seen.code, misses, over)
-    new = seen.replace(
+    new = dataclasses.replace(
+        seen,
         count=jnp.where(fell, jnp.int32(0), seen.count),
         misses=misses,
         fallen=seen.fallen | fell,
@@ -238,7 +242,8 @@ def _remember(config: BackoffConfig, state: SchedulerState, score: jax.Array) ->
     judging = (below > 0) & (below <= FALL_LENGTH) | (low > 0) & (low <= config.min_consecutive_degradations)
     keep = judging | ((count < NOISE_SAMPLE) & (state.noise > 0))
     noise, wander = noise_scale(scores[-config.score_window :], count)
-    return state.replace(
+    return dataclasses.replace(
+        state,
         scores=scores,
         count=count,
         evaluations=state.evaluations + 1,
@@ -251,9 +256,7 @@ def _remember(config: BackoffConfig, state: SchedulerState, score: jax.Array) ->
     )
 
 
-def _count_below(
-    streak: jax.Array, length: int, enough: jax.Array, drop: jax.Array, limit: jax.Array
-) -> jax.Array:
+def _count_below(streak: jax.Array, length: int, enough: jax.Array, drop: jax.Array, limit: jax.Array) -> jax.Array:
     """[] int32: evaluations in a row with `drop` above `limit`. Once `length` of them have made it a fall, it lasts
     until half of `limit` is made good: one fall, one report.
     """
@@ -265,7 +268,10 @@ def _count_below(
 def _improving(config: BackoffConfig, state: SchedulerState, window: int, confidence: float) -> jax.Array:
     """[] bool: the newest `window` evaluations rise, significantly and materially."""
     trend = rank_trend(state.scores[-window:], state.count)
-    material = trend.gain > config.material_gain * (state.best - state.worst)
+    # A rise as steady as over the whole life so far is material however long that life has been.
+    steady = STEADY * window / jnp.maximum(state.evaluations, 1).astype(jnp.float32)
+    least = jnp.minimum(jnp.float32(config.material_gain), steady) * (state.best - state.worst)
+    material = trend.gain > least
     return (trend.z > NormalDist().inv_cdf(confidence)) & material
 
 
@@ -369,7 +375,7 @@ class BackoffScheduler:
 
     def is_degrading(self) -> bool:
         """The newest scores lie far below the best."""
-        return int(self.state.low) > 0
+        return int(self.state.below) > 0
 
     def is_converged(self, cv_threshold: float = 0.05, gap_threshold: float = 0.20, gap: float | None = None) -> bool:
         """DORMANT, or settled: plateaued, noise at most `cv_threshold` of the rise, `gap` at most `gap_threshold`."""
@@ -384,8 +390,8 @@ class BackoffScheduler:
         """Whether this one score lies below the best by more than the noise, the share and the smallest drop."""
         if not math.isfinite(score) or self.total_episodes < self.config.min_evaluations_before_degradation:
             return False
-        rise = max(self.best_score - float(self.state.worst), 0.0)
-        fall = max(self.config.degradation_k * float(self.state.wander), self.config.degradation_share * rise)
+        share = self.config.degradation_share * max(self.best_score - float(self.state.worst), 0.0)
+        fall = max(self.config.degradation_k * float(self.state.wander), share)
         return self.best_score - score > max(fall, self.min_degradation_drop)
 
     def record_improvement(self, score: float) -> None:
@@ -440,7 +446,8 @@ class BackoffScheduler:
         over = jnp.bool_(enough and misses >= self.config.dormant_threshold)
         count = jnp.int32(misses)
         code = _next_code(self.config, self.state.code, count, over)
-        self.state = self.state.replace(
+        self.state = dataclasses.replace(
+            self.state,
             misses=count,
             improved=self.state.improved | improved,
             best=self.state.best if best is None else jnp.float32(best),

@@ -1,8 +1,7 @@
 """Trending, ranging or volatile: what the newest scores look like.
 
-The published form of this test divides by the mean score, which vanishes or changes sign on real tasks. Here both
-quantities are relative to the spread of the newest scores, their range between the second lowest and the second highest,
-so the answer is the same for score -> a*score + b, a > 0.
+Dividing by the mean score would fail where it vanishes or changes sign. Both quantities are relative to the spread of
+the scores instead, so the answer is the same for score -> a*score + b, a > 0.
 """
 
 from __future__ import annotations
@@ -19,6 +18,7 @@ from tensor_optix.core.convergence import noise_scale, rank_trend
 from tensor_optix.core.types import EvalMetrics
 
 MIN_SCORES = 4  # fewer say nothing: ranging
+SIGNIFICANT = 1.645  # normal deviate of a rise that is not chance: one-sided 95 %
 
 
 class Regime(enum.IntEnum):
@@ -75,7 +75,7 @@ def detect(scores: jax.Array, count: jax.Array, config: RegimeConfig) -> jax.Arr
     local = jnp.max(centred[-config.window :]) - jnp.min(centred[-config.window :])
     trend = rank_trend(recent, count)
     noise, _ = noise_scale(recent, count)
-    rising = (trend.gain > config.trend_threshold * n * local) & (trend.z > 1.0)
+    rising = (trend.gain > config.trend_threshold * n * local) & (trend.z > SIGNIFICANT)
     noisy = noise > config.volatility_threshold * whole
     regime = jnp.where(rising, int(Regime.TRENDING), jnp.where(noisy, int(Regime.VOLATILE), int(Regime.RANGING)))
     return jnp.where(count >= MIN_SCORES, regime, int(Regime.RANGING)).astype(jnp.int32)

@@ -80,7 +80,7 @@ def test_saturation_at_the_cap_is_found_sooner():
 
 
 def test_identical_scores_below_the_best_are_not_saturation():
-    scores = np.r_[np.minimum(20.0 * np.arange(30), 500.0), np.full(20, 300.0)]
+    scores = np.r_[np.minimum(20.0 * np.arange(30), 500.0), np.full(14, 300.0)]
     assert stop_of(CONFIG, scores) is None
 
 
@@ -222,7 +222,8 @@ def test_lanes_are_independent():
 
 
 @pytest.mark.parametrize(
-    "bad", [{"confidence": 1.0}, {"dormant_threshold": 2}, {"backoff_factor": 0.5}, {"max_interval": 0}, {"noise_k": -1}]
+    "bad",
+    [{"confidence": 1.0}, {"dormant_threshold": 2}, {"backoff_factor": 0.5}, {"max_interval": 0}, {"noise_k": -1}],
 )
 def test_bad_knobs_are_named(bad):
     with pytest.raises(ValueError, match=next(iter(bad))):
@@ -239,7 +240,8 @@ def test_error_rates_on_curves_never_used_for_choosing():
     decisions = pytest.importorskip("benchmarks.decisions")
     parts = [curves.generate(name, 50, True) for name in ("exp_fast", "step", "two_rises", "skewed_noise")]
     scores = np.concatenate([p.scores for p in parts])
-    outcome = [decisions.judge(p, s) for p, s in zip(parts, np.split(decisions.simulate(CONFIG, scores).stop, 4))]
+    stops = np.split(decisions.simulate(CONFIG, scores).stop, len(parts))
+    outcome = [decisions.judge(p, s) for p, s in zip(parts, stops, strict=True)]
     assert np.mean([o.false.mean() for o in outcome]) < 0.08
     assert np.mean([o.found.mean() for o in outcome]) > 0.85
 
@@ -299,7 +301,7 @@ def test_shell_trend_and_degradation():
     assert shell.check_degradation(0.0)
     assert not shell.check_degradation(float("nan"))
     assert not shell.check_degradation(11.0)
-    for _ in range(4):
+    for _ in range(6):
         shell.record_score(-20.0)
     assert shell.is_degrading()
     assert not shell.is_improving()

@@ -132,7 +132,8 @@ import jax
 pong = envs.make("Pong-misc")
 state, _ = pong.reset(jax.random.key(0), 1)
 state = jax.tree.map(lambda x: x[0], state.env)
-pong.env.render(state, pong.params)  # gymnax's own drawing, through what it imported
+with jax.numpy_dtype_promotion("standard"):
+    pong.env.render(state, pong.params)  # gymnax's own drawing, through what it imported
 assert plt.gcf().axes
 """
 

@@ -14,15 +14,16 @@ from tensor_optix.envs.spaces import Box, Dict, Discrete, Tuple, action_spec, to
 def rollout(env, key, n, steps):
     """States, outputs and actions of a random rollout, time first."""
 
-    def one(state, key):
-        key_action, key_step = jax.random.split(key)
+    # Not a scan over split keys: the key-reuse checker (jax 0.10.2) takes those under vmap for consumed.
+    def one(state, t):
+        key_action, key_step = jax.random.split(jax.random.fold_in(key_steps, t))
         action = env.sample_action(key_action, n)
         after, out = env.step(key_step, state, action)
         return after, (state.env, out, action)
 
     key_reset, key_steps = jax.random.split(key)
     state, _ = env.reset(key_reset, n)
-    return jax.lax.scan(one, state, jax.random.split(key_steps, steps))
+    return jax.lax.scan(one, state, jnp.arange(steps))
 
 
 @pytest.mark.parametrize("env_id", ["CartPole-v1", "Pendulum-v1", "MountainCar-v0"])

@@ -32,6 +32,11 @@ def state_at(step: int) -> dict:
     }
 
 
+def say(word: str, number: int) -> None:
+    """One line in one system call: death comes before or after it, never within (`print` may write in pieces)."""
+    os.write(sys.stdout.fileno(), f"{word} {number}\n".encode())
+
+
 def save_until_killed(path: str, fatal_call: int) -> None:
     faulthandler.dump_traceback_later(30)  # a child that hangs says where
     run = RunDir.open(path)
@@ -43,13 +48,13 @@ def save_until_killed(path: str, fatal_call: int) -> None:
     else:
         step = loaded.step
         run.truncate_events(loaded.events_offset)
-    print("opened", step, flush=True)
+    say("opened", step)
     while True:
         step += 1
         run.append_events([{"step": step}])
-        print("saving", step, flush=True)
+        say("saving", step)
         run.save_checkpoint(step, state_at(step), {"step": step})
-        print("saved", step, flush=True)
+        say("saved", step)
         if fatal_call:
             die_before_call(fatal_call)
             fatal_call = 0
@@ -76,9 +81,9 @@ def serve() -> None:
         child = os.fork()
         if child == 0:
             save_until_killed(path, int(fatal_call))
-        print("child", child, flush=True)
+        say("child", child)
         os.waitpid(child, 0)
-        print("gone", child, flush=True)
+        say("gone", child)
 
 
 if __name__ == "__main__":

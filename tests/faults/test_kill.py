@@ -1,5 +1,6 @@
 """SIGKILL at random instants: the run always opens, and no finished save is ever lost."""
 
+import contextlib
 import os
 import queue
 import random
@@ -53,7 +54,7 @@ class Server:
             try:
                 said, number = self.said.get(timeout=60)
             except queue.Empty:
-                if child is not None:
+                with contextlib.suppress(ProcessLookupError, TypeError):
                     os.kill(child, signal.SIGKILL)
                 pytest.fail(f"the writer hung after saying {words[-3:]}; its standard error says where")
             if said == "child":
