@@ -195,9 +195,9 @@ def _brain(run: RunConfig, space: SearchSpace, steps_per_window: int) -> Autonom
             if name in run.autonomy
         }
         if "base_interval" not in chosen:
-            # The scheduler's defaults count intervals in evaluations; here the first is `base` windows.
+            # An evaluation is cheap beside the training between two of them, so the interval does not grow by itself.
             chosen["base_interval"] = base
-            chosen.setdefault("max_interval", base * scheduler["max_interval"])
+            chosen.setdefault("max_interval", base)
         return AutonomyConfig(
             scheduler=BackoffConfig(**chosen),
             tuner=SPSA() if space.dim else None,

@@ -18,8 +18,9 @@ from tensor_optix.reporting import html_report, text_report
 from tensor_optix.statistics import bootstrap_interval, interquartile_mean, mean
 
 if TYPE_CHECKING:
-    from tensor_optix.policy import Policy
     from matplotlib.figure import Figure
+
+    from tensor_optix.policy import Policy
 
 __all__ = ["Curve", "CurveRecorder", "MemberResult", "TrainResult", "member_result"]
 

@@ -1,6 +1,6 @@
 """The suite's strict setting: what the library's own code may not do raises here.
 
-The backend starts through `loop.runtime`, as it does for a user: two CPU devices and a thread pool that cannot deadlock.
+The backend starts through `loop.runtime`, as it does for a user: two devices and a thread pool that cannot deadlock.
 Compiled programs are kept for the length of the session, because many tests run the same one.
 """
 

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
+from jax.flatten_util import ravel_pytree
 
 from tensor_optix.algorithms.contract import Hyperparams, WindowStats
 from tensor_optix.core import normalizers, returns
@@ -103,7 +104,7 @@ class PPOLearner(struct.PyTreeNode):
     """One PPO learner: N environments, parameters, Adam moments, normalisers."""
 
     params: dict[str, Any]  # actor, critic; log_std with continuous actions
-    opt: Any  # optax.ScaleByAdamState of params
+    opt: Any  # optax.ScaleByAdamState of the parameters as one flat vector [P]
     obs_moments: Any  # normalizers.Moments [*obs] or ()
     reward_scale: Any  # normalizers.RewardScale or ()
     env_state: VectorState  # N environments
@@ -168,7 +169,7 @@ class PPO:
         env_state, obs = self.env.reset(key_env, self.config.n_envs)
         return PPOLearner(
             params=params,
-            opt=optax.scale_by_adam().init(params),
+            opt=optax.scale_by_adam().init(ravel_pytree(params)[0]),
             obs_moments=normalizers.init_moments(self.env.obs_shape) if self.config.normalize_observations else (),
             reward_scale=normalizers.init_reward_scale(self.config.n_envs) if self.config.normalize_rewards else (),
             env_state=env_state,
@@ -208,7 +209,7 @@ class PPO:
         dist = self.distribution(policy, obs)
         if deterministic:
             return dist.mode(), carry
-        return dist.sample(dist.noise(key, dist.mode().shape + self._noise_tail)), carry
+        return dist.sample(dist.noise(key, dist.noise_shape)), carry
 
     def distribution(self, policy: PPOPolicy, obs: jax.Array) -> Categorical | DiagonalGaussian:
         """The policy's action distribution for observations [*batch, *obs]."""
@@ -232,10 +233,6 @@ class PPO:
     @property
     def _discrete(self) -> bool:
         return self.env.action_kind == "discrete"
-
-    @property
-    def _noise_tail(self) -> tuple[int, ...]:
-        return (self.env.n_actions,) if self._discrete else ()
 
     @cached_property
     def _actor(self) -> Network:
@@ -271,7 +268,7 @@ class PPO:
         key_env, key_action = jax.random.split(key)
         policy = self.policy(learner)
         kind = Categorical if self._discrete else DiagonalGaussian
-        tail = self._noise_tail if self._discrete else (self.env.action_dim,)
+        tail = () if self._discrete else (self.env.action_dim,)
         noise = kind.noise(key_action, (n_steps, n_envs, *tail))
 
         def step(carry: tuple[Any, ...], xs: tuple[jax.Array, jax.Array]) -> tuple[tuple[Any, ...], Rollout]:
@@ -342,18 +339,20 @@ class PPO:
         adam = optax.scale_by_adam(eps=hyper["adam_eps"])
         clip = optax.clip_by_global_norm(hyper["max_grad_norm"])
 
-        def step(carry: tuple[Any, Any], index: jax.Array) -> tuple[tuple[Any, Any], dict[str, jax.Array]]:
-            params, opt = carry
-            rows = jax.tree.map(lambda x: x.at[index].get(mode="promise_in_bounds"), batch)
-            grads, losses = jax.grad(self._loss, has_aux=True)(params, rows, hyper)
-            with jax.numpy_dtype_promotion("standard"):  # optax mixes its integer count with floats
-                grads, _ = clip.update(grads, optax.EmptyState())
-                updates, opt = adam.update(grads, opt)
-            params = jax.tree.map(lambda p, u: p - hyper["learning_rate"] * u, params, updates)
-            return (params, opt), losses
+        # The optimiser works on one flat vector: a kernel for each leaf would cost more than the gradient itself.
+        flat, unravel = ravel_pytree(learner.params)
 
-        (params, opt), losses = jax.lax.scan(step, (learner.params, learner.opt), order)
-        return params, opt, jax.tree.map(partial(jnp.mean, axis=0), losses)
+        def step(carry: tuple[jax.Array, Any], index: jax.Array) -> tuple[tuple[jax.Array, Any], dict[str, jax.Array]]:
+            flat, opt = carry
+            rows = jax.tree.map(lambda x: x.at[index].get(mode="promise_in_bounds"), batch)
+            grads, losses = jax.grad(self._loss, has_aux=True)(unravel(flat), rows, hyper)
+            with jax.numpy_dtype_promotion("standard"):  # optax mixes its integer count with floats
+                grads, _ = clip.update(ravel_pytree(grads)[0], optax.EmptyState())
+                updates, opt = adam.update(grads, opt)
+            return (flat - hyper["learning_rate"] * updates, opt), losses
+
+        (flat, opt), losses = jax.lax.scan(step, (flat, learner.opt), order)
+        return unravel(flat), opt, jax.tree.map(partial(jnp.mean, axis=0), losses)
 
     def _annealed(self, learner: PPOLearner, hyper: Hyperparams) -> Hyperparams:
         if not self.config.anneal_windows:

@@ -95,8 +95,7 @@ def _check(config: BackoffConfig, name: str, at_least: float) -> None:
         raise ValueError(f"{name} is {value!r}: give a number of at least {at_least}")
 
 
-@struct.dataclass
-class SchedulerState:
+class SchedulerState(struct.PyTreeNode):
     """What the scheduler remembers of one stream. Scalars but for `scores`."""
 
     scores: jax.Array  # [capacity] float32, newest last
@@ -115,8 +114,7 @@ class SchedulerState:
     code: jax.Array  # [] int32, a `LoopState`
 
 
-@struct.dataclass
-class Verdict:
+class Verdict(struct.PyTreeNode):
     """What one evaluation means. Scalars."""
 
     improving: jax.Array  # [] bool, the score is rising

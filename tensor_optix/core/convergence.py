@@ -28,8 +28,7 @@ MIN_TREND = 4  # fewer scores say nothing: a line through 3 points leaves one re
 WANDER_LAG = 4  # evaluations over which slow, autocorrelated noise has moved most of its way
 
 
-@struct.dataclass
-class Trend:
+class Trend(struct.PyTreeNode):
     """What the scores of one window say. Scalars; add a member axis with vmap."""
 
     z: jax.Array  # [] float32, normal deviate of the trend; 0 when there is nothing to say

@@ -78,10 +78,10 @@ class Program:
         return Member(key_run, brain, learner, self.algorithm.snapshot(learner))
 
     def window(self, members: Member) -> tuple[Member, WindowReport]:
-        """One window of a block of members [B]."""
+        """One window of a block of members [B], or of a single one without that axis."""
         algorithm = self.algorithm
-        size = members.brain.done.shape[0]
-        each = partial(_each, size)
+        shape = members.brain.done.shape
+        each = partial(_each, shape)
         active = ~members.brain.done
         key_learn, key_evaluate, key_reset = each(_window_keys)(members)
         learner, stats = each(algorithm.window)(members.learner, members.brain.hyper, key_learn)
@@ -93,11 +93,11 @@ class Program:
 
         def no_news() -> tuple[Member, jax.Array, jax.Array]:
             quiet = new.replace(brain=each(autonomy.tick)(new.brain))
-            return quiet, jnp.zeros((size,), jnp.float32), jnp.zeros((size,), jnp.int32)
+            return quiet, jnp.zeros(shape, jnp.float32), jnp.zeros(shape, jnp.int32)
 
         # Outside the member axis, so that windows without an evaluation cost nothing but the learning.
         new, score, events = jax.lax.cond(jnp.any(active & (due | ~stats.finite)), news, no_news)
-        if size > 1:  # a block of one is left before its member could run on
+        if shape:  # a single member is left before it could run on
             new = jax.lax.cond(jnp.all(active), lambda: new, lambda: _select(active, new, members))
         return new, _report(members.brain, new.brain, score, events, due, stats, active)
 
@@ -105,7 +105,7 @@ class Program:
         self, members: Member, due: jax.Array, finite: jax.Array, key_evaluate: jax.Array, key_reset: jax.Array
     ) -> tuple[Member, jax.Array, jax.Array]:
         """Evaluate who is due, ask the brain, obey; returns (members, scores [B], event bits [B])."""
-        each = partial(_each, due.shape[0])
+        each = partial(_each, due.shape)
         score = jax.lax.cond(
             jnp.any(due),
             lambda: each(self.score)(members.learner, key_evaluate),
@@ -117,7 +117,10 @@ class Program:
         return Member(members.key, brain, learner, best), scores.score, decision.events
 
     def chunk(self, members: Member, n_windows: jax.Array, max_windows: int) -> tuple[Member, WindowReport]:
-        """Up to `n_windows` (traced) windows of a block [B]; reports are [max_windows, B], unused rows zero."""
+        """Up to `n_windows` (traced) windows of a block [B] (or of a single member, without that axis).
+
+        Reports are [max_windows, B]; unused rows are zero.
+        """
         shapes = jax.eval_shape(self.window, members)[1]
         reports = jax.tree.map(lambda s: jnp.zeros((max_windows, *s.shape), s.dtype), shapes)
 
@@ -153,7 +156,7 @@ class Program:
         self, decision: Decision, learner: Learner, best: Snapshot, key_reset: jax.Array
     ) -> tuple[Snapshot, Learner]:
         """Save, roll back, reset: behind conditionals, because most windows do none of it."""
-        each = partial(_each, decision.stop.shape[0])
+        each = partial(_each, decision.stop.shape)
         best = jax.lax.cond(
             jnp.any(decision.save_best),
             lambda: _select(decision.save_best, each(self.algorithm.snapshot)(learner), best),
@@ -186,10 +189,11 @@ def sharded_chunk(program: Program, mesh: Mesh, block: int, max_windows: int) ->
 
     def local(members: Member, n_windows: jax.Array) -> tuple[Member, WindowReport]:
         count = members.brain.done.shape[0]
-        blocks = jax.tree.map(lambda x: x.reshape(count // block, block, *x.shape[1:]), members)
+        rows = (count // block, block) if block > 1 else (count,)
+        blocks = jax.tree.map(lambda x: x.reshape(*rows, *x.shape[1:]), members)
         run = partial(program.chunk, n_windows=n_windows, max_windows=max_windows)
         blocks, reports = jax.lax.map(run, blocks)
-        members = jax.tree.map(lambda x: x.reshape(count, *x.shape[2:]), blocks)
+        members = jax.tree.map(lambda x: x.reshape(count, *x.shape[len(rows) :]), blocks)
         return members, jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1).reshape(max_windows, count), reports)
 
     spread = jax.shard_map(
@@ -247,21 +251,15 @@ def _report(
     )
 
 
-def _each(size: int, f: Callable[..., Any]) -> Callable[..., Any]:
-    """f over a block: vmap, or for a block of one f itself, so that its conditionals stay conditionals."""
-    if size > 1:
-        return jax.vmap(f)
-
-    def single(*args: Any) -> Any:
-        return jax.tree.map(lambda x: x[None], f(*jax.tree.map(lambda x: x[0], args)))
-
-    return single
+def _each(shape: tuple[int, ...], f: Callable[..., Any]) -> Callable[..., Any]:
+    """f over a block [B], or f itself for a single member, so that its conditionals stay conditionals."""
+    return jax.vmap(f) if shape else f
 
 
 def _select(condition: jax.Array, then: Any, otherwise: Any) -> Any:
-    """Memberwise where: condition [B], leaves [B, ...] of any dtype, typed keys included."""
+    """Memberwise where: condition [B] (or []), leaves [B, ...] (or [...]) of any dtype, typed keys included."""
 
     def pick(a: jax.Array, b: jax.Array) -> jax.Array:
-        return jnp.where(condition.reshape(-1, *(1,) * (a.ndim - 1)), a, b)
+        return jnp.where(condition.reshape(condition.shape + (1,) * (a.ndim - condition.ndim)), a, b)
 
     return jax.tree.map(pick, then, otherwise)

@@ -65,6 +65,17 @@ def default_cache_dir() -> Path:
     return Path(base) / "tensor_optix" / "xla"
 
 
+def compiler_options(platform: str) -> dict[str, Any]:
+    """Options for compiling a training program.
+
+    On a CPU the parts of one member's program are too small to be worth handing between threads: run in order, a window
+    of PPO takes 0.6 to 0.7 of the time. Cores are kept busy by members on several devices instead.
+    """
+    if platform != "cpu":
+        return {}
+    return {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED", "xla_cpu_multi_thread_eigen": False}
+
+
 def _start(cache_dir: str | Path | None) -> Runtime:
     import jax
 

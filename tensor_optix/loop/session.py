@@ -22,6 +22,7 @@ from tensor_optix.core.autonomy import NO_LIMIT
 from tensor_optix.core.types import StopReason
 from tensor_optix.loop.compiled import MEMBERS, Member, Program, make_mesh, sharded_chunk, sharded_final, sharded_init
 from tensor_optix.loop.events import ChunkReport
+from tensor_optix.loop.runtime import compiler_options
 
 CHUNK_SECONDS = 0.5  # how long the host leaves the device alone
 MAX_CHUNK = 256  # windows; sizes the report buffers
@@ -100,7 +101,7 @@ class Session:
         self._chunk = sharded_chunk(program, mesh, self.layout.block, MAX_CHUNK)
         self._final = sharded_final(program, mesh, final_episodes)
         self._compiled: dict[str, Future[Any]] = {}
-        self._pool = ThreadPoolExecutor(2, "compile")
+        self._pool = ThreadPoolExecutor(1, "compile")
         lanes = np.full(self.layout.lanes, EMPTY)
         lanes[: len(self.specs)] = np.arange(len(self.specs))
         self.member_ids = self._dealt(lanes)
@@ -119,13 +120,14 @@ class Session:
         args = self._init_args()
         shapes = jax.eval_shape(self._init, *args)
         members = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=self._sharding), shapes)
+        options = compiler_options(jax.default_backend())
         programs: list[tuple[str, Any, tuple[Any, ...]]] = [
             ("chunk", self._chunk, (members, jax.ShapeDtypeStruct((), jnp.int32))),
             ("init", self._init, args),
             ("final", self._final, (members,)),
         ]
         for name, function, arguments in programs:
-            self._compiled[name] = self._pool.submit(function.lower(*arguments).compile)
+            self._compiled[name] = self._pool.submit(function.lower(*arguments).compile, options)
         self._compiled["chunk"].result()
         self._compiled["init"].result()
         self.compile_s += time.perf_counter() - started

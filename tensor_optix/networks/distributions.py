@@ -25,14 +25,20 @@ class Categorical(struct.PyTreeNode):
         """[...] int32."""
         return jnp.argmax(self.logits, axis=-1).astype(jnp.int32)
 
+    @property
+    def noise_shape(self) -> tuple[int, ...]:
+        """Shape of what `sample` takes."""
+        return self.logits.shape[:-1]
+
     @staticmethod
     def noise(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-        """Gumbel noise of shape [..., A] for `sample`; drawn in bulk, outside a scan."""
-        return jax.random.gumbel(key, shape, jnp.float32)
+        """Uniform numbers for `sample`; drawn in bulk, outside a scan."""
+        return jax.random.uniform(key, shape, jnp.float32)
 
     def sample(self, noise: jax.Array) -> jax.Array:
-        """[...] int32 by the Gumbel-max trick."""
-        return jnp.argmax(self.logits + noise, axis=-1).astype(jnp.int32)
+        """[...] int32 by inversion of the cumulative distribution; noise [...] uniform in [0, 1)."""
+        below = jnp.cumsum(jax.nn.softmax(self.logits, axis=-1), axis=-1)[..., :-1]
+        return jnp.sum(noise[..., None] >= below, axis=-1, dtype=jnp.int32)
 
     def log_prob(self, action: jax.Array) -> jax.Array:
         """[...] float32."""
@@ -60,9 +66,14 @@ class DiagonalGaussian(struct.PyTreeNode):
         """[..., D] float32."""
         return self.mean
 
+    @property
+    def noise_shape(self) -> tuple[int, ...]:
+        """Shape of what `sample` takes."""
+        return self.mean.shape
+
     @staticmethod
     def noise(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-        """Standard normal noise of shape [..., D] for `sample`."""
+        """Standard normal numbers for `sample`; drawn in bulk, outside a scan."""
         return jax.random.normal(key, shape, jnp.float32)
 
     def sample(self, noise: jax.Array) -> jax.Array:

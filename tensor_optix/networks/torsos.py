@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,8 +20,25 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 }
 
 
+def orthogonal(gain: float) -> Callable[..., jax.Array]:
+    """An initialiser: kernels [..., n_out], as a matrix orthogonal (rows or columns, whichever are fewer) times `gain`.
+
+    Saxe et al. 2014. The matrix that is orthogonalised is uniform rather than normal, which compiles in a sixth of the
+    time.
+    """
+
+    def init(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
+        n_in, n_out = math.prod(shape[:-1]), shape[-1]
+        tall = jax.random.uniform(key, (max(n_in, n_out), min(n_in, n_out)), jnp.float32, minval=-1.0, maxval=1.0)
+        q, r = jnp.linalg.qr(tall)
+        q = q * jnp.where(jnp.diag(r) < 0, jnp.float32(-1), jnp.float32(1))[None]
+        return (jnp.float32(gain) * (q if n_in >= n_out else q.T)).reshape(shape).astype(dtype)
+
+    return init
+
+
 def _dense(n_in: int, n_out: int, gain: float, rngs: nnx.Rngs) -> nnx.Linear:
-    return nnx.Linear(n_in, n_out, kernel_init=nnx.initializers.orthogonal(gain), rngs=rngs)
+    return nnx.Linear(n_in, n_out, kernel_init=orthogonal(gain), rngs=rngs)
 
 
 class MLP(nnx.Module):
@@ -73,7 +91,7 @@ class CNN(nnx.Module):
             channels,
             kernel,
             padding="VALID",
-            kernel_init=nnx.initializers.orthogonal(math.sqrt(2.0)),
+            kernel_init=orthogonal(math.sqrt(2.0)),
             rngs=rngs,
         )
         flat = (height - kernel[0] + 1) * (width - kernel[1] + 1) * channels

@@ -59,7 +59,9 @@ class TestLaws:
         base = run(hyper_of(algorithm, **start), jax.random.key(0))[0].params
         for leaf, value in start.items():
             changed = run(hyper_of(algorithm, **start | {leaf: value * 0.5 + 0.01}), jax.random.key(0))[0].params
-            same = all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(base), jax.tree.leaves(changed), strict=True))
+            same = all(
+                np.array_equal(a, b) for a, b in zip(jax.tree.leaves(base), jax.tree.leaves(changed), strict=True)
+            )
             assert not same, f"{leaf} has no effect"
 
     def test_hyperparameters_do_not_recompile(self, name, kind):
