@@ -29,8 +29,7 @@ _PUBLIC = {
     "Policy": "tensor_optix.policy",
     "RunDirError": "tensor_optix.loop.durable",
     # environments
-    "make_env": "tensor_optix.envs",
-    "check_environment": "tensor_optix.envs",
+    "check_environment": "tensor_optix.envs.checker",
     # contracts and data
     "BaseAgent": "tensor_optix.core.base_agent",
     "BaseEvaluator": "tensor_optix.core.base_evaluator",

@@ -6,7 +6,7 @@ import json
 
 import numpy as np
 import pytest
-from chunk_stories import ENV_STEPS_PER_WINDOW, Story, recorded
+from tests.chunk_stories import ENV_STEPS_PER_WINDOW, Story, recorded
 
 from tensor_optix.core.types import Event, StopReason
 from tensor_optix.curves import Curve, CurveRecorder, best_hyperparams, pack_curves, unpack_curves

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from chunk_stories import make_result
+from tests.chunk_stories import make_result
 
 pytest.importorskip("matplotlib")
 

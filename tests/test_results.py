@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from chunk_stories import ENV_STEPS_PER_WINDOW, make_result
+from tests.chunk_stories import ENV_STEPS_PER_WINDOW, make_result
 from scipy.stats import trim_mean
 
 from tensor_optix.core.types import StopReason
