@@ -37,8 +37,9 @@ class Categorical(struct.PyTreeNode):
 
     def sample(self, noise: jax.Array) -> jax.Array:
         """[...] int32 by inversion of the cumulative distribution; noise [...] uniform in [0, 1)."""
-        below = jnp.cumsum(jax.nn.softmax(self.logits, axis=-1), axis=-1)[..., :-1]
-        return jnp.sum(noise[..., None] >= below, axis=-1, dtype=jnp.int32)
+        below = jnp.cumsum(jax.nn.softmax(self.logits, axis=-1), axis=-1)
+        # Times the sum as rounded: where that is below 1, the gap would go to the last action, however unlikely.
+        return jnp.sum(noise[..., None] * below[..., -1:] >= below[..., :-1], axis=-1, dtype=jnp.int32)
 
     def log_prob(self, action: jax.Array) -> jax.Array:
         """[...] float32."""

@@ -71,7 +71,9 @@ class MLP(nnx.Module):
 class CNN(nnx.Module):
     """One 3x3 convolution of 16 channels, then an MLP: the MinAtar network of Young & Tian 2019.
 
-    [..., H, W, C] -> [..., n_out]; uint8 and bool images are accepted and read as float32.
+    [..., H, W, C] -> [..., n_out]; uint8 and bool images are accepted and read as float32. The convolution is a matrix
+    product over shifted copies of the image: the same numbers, several times faster on a CPU, and under vmap over
+    members it stays a batched product where a convolution would become a grouped one.
     """
 
     def __init__(
@@ -85,21 +87,19 @@ class CNN(nnx.Module):
         channels: int = 16,
     ) -> None:
         height, width, depth = shape
-        kernel = (min(3, height), min(3, width))
-        self.conv = nnx.Conv(
-            depth,
-            channels,
-            kernel,
-            padding="VALID",
-            kernel_init=orthogonal(math.sqrt(2.0)),
-            rngs=rngs,
-        )
-        flat = (height - kernel[0] + 1) * (width - kernel[1] + 1) * channels
-        self.mlp = MLP(flat, n_out, hidden_sizes, activation, head_gain, rngs)
+        self.kernel = (min(3, height), min(3, width))
+        self.out = (height - self.kernel[0] + 1, width - self.kernel[1] + 1)
+        self.conv = _dense(self.kernel[0] * self.kernel[1] * depth, channels, math.sqrt(2.0), rngs)
+        self.mlp = MLP(self.out[0] * self.out[1] * channels, n_out, hidden_sizes, activation, head_gain, rngs)
         self.activation = activation
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        x = ACTIVATIONS[self.activation](self.conv(x.astype(jnp.float32)))
+        x = x.astype(jnp.float32)
+        rows, columns = self.out
+        shifted = [
+            x[..., i : i + rows, j : j + columns, :] for i in range(self.kernel[0]) for j in range(self.kernel[1])
+        ]
+        x = ACTIVATIONS[self.activation](self.conv(jnp.concatenate(shifted, axis=-1)))
         return self.mlp(x.reshape(*x.shape[:-3], -1))
 
 

@@ -1,0 +1,59 @@
+"""What README and notebooks show runs."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+def code_of(notebook: Path) -> list[str]:
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    return ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("notebook", sorted(p.name for p in (ROOT / "notebooks").glob("*.ipynb")))
+def test_notebook_runs(notebook):
+    names: dict = {}
+    for cell in code_of(ROOT / "notebooks" / notebook):
+        exec(compile(cell, notebook, "exec"), names)
+    assert names["result"].members
+
+
+def test_readme_has_its_two_commands():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    for name in ("run", "test"):
+        block = re.search(rf"<!-- command: {name} -->\n```bash\n(.*?)\n```", text, re.DOTALL)
+        assert block is not None
+        assert "\n" not in block[1]
+        assert block[1].startswith("pip install")
+
+
+def test_readme_environment_passes_the_checker():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    block = next(b for b in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "class Balance" in b)
+    names: dict = {}
+    exec(block.replace("train(Balance(), seeds=4)", ""), names)
+    assert "Balance" in names
+
+
+def test_readme_call_accepts_its_arguments():
+    """The call with every kind of setting is a valid plan (running it would take long)."""
+    from tensor_optix.config import RunConfig
+    from tensor_optix.plan import make_plan
+
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    block = next(b for b in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "target_score" in b)
+    seen: dict = {}
+
+    def train(env, **settings):
+        seen.update(settings, env=env)
+
+    exec(block, {"train": train})
+    seen.pop("run_dir")
+    plan = make_plan(RunConfig(**seen))
+    assert len(plan.members) == 6

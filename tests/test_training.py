@@ -1,0 +1,359 @@
+"""`train` from call to result, and everything that may interrupt it on the way."""
+
+import json
+import signal
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tensor_optix.config import ConfigError, from_mapping
+from tensor_optix.core.types import StopReason
+from tensor_optix.envs.spaces import Box, Discrete
+from tensor_optix.loop import session as session_module
+from tensor_optix.loop.events import LoopCallback
+from tensor_optix.loop.run_dir import RunDir, RunDirError
+from tensor_optix.plan import make_plan
+from tensor_optix.training import evaluate_run, load_run, resume, train
+from tests.runs import SMALL, assert_same_bits, session_of
+
+STEPS = 64  # of one window
+WINDOWS = 16
+EVALUATIONS = {"eval_every": 2 * STEPS, "eval_episodes": 4, "final_episodes": 4}
+
+
+def run_of(env="CartPole-v1", **settings):
+    """All of these share one compiled program where seeds x variants is two."""
+    settings = {"seeds": 2, "total_steps": WINDOWS * STEPS, "config": SMALL, "progress": False} | EVALUATIONS | settings
+    return train(env, **settings)
+
+
+def checkpoint(path):
+    """The state in the newest checkpoint."""
+    run = RunDir.read(path)
+    template = session_of(make_plan(from_mapping(run.manifest["config"])), start=False).template()
+    return run.load_checkpoint(template).state
+
+
+def assert_same_curves(a, b):
+    for one, other in zip(a.members, b.members, strict=True):
+        assert_same_bits(one.curve.columns(), other.curve.columns())
+
+
+class Interrupt(LoopCallback):
+    """What a person does with Ctrl-C, after `chunks` chunks."""
+
+    def __init__(self, chunks):
+        self.left = chunks
+
+    def on_chunk(self, report):
+        self.left -= 1
+        if self.left == 0:
+            signal.raise_signal(signal.SIGINT)
+
+
+class Heard(LoopCallback):
+    def __init__(self):
+        self.hooks = []
+        self.windows = 0
+
+    def on_loop_start(self):
+        self.hooks.append("start")
+
+    def on_chunk(self, report):
+        self.hooks.append("chunk")
+        self.windows += int(report.active.sum())
+
+    def on_loop_stop(self):
+        self.hooks.append("stop")
+
+
+class Broken(LoopCallback):
+    def on_chunk(self, report):
+        raise ValueError("my mistake")
+
+
+@pytest.fixture
+def short_chunks(monkeypatch):
+    """One window at a time, so that an interruption falls where the test wants it."""
+    monkeypatch.setattr(session_module, "CHUNK_SECONDS", 0.0)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """An uninterrupted run, kept."""
+    heard = Heard()
+    path = tmp_path_factory.mktemp("whole") / "run"
+    return SimpleNamespace(result=run_of(run_dir=path, callbacks=[heard]), path=path, heard=heard)
+
+
+class TestResult:
+    def test_fields(self, whole):
+        result = whole.result
+        assert (result.env, result.algorithm, result.run_dir) == ("CartPole-v1", "ppo", str(whole.path))
+        assert [(m.seed, m.variant) for m in result.members] == [(0, 0), (1, 0)]
+        assert result.env_steps == 2 * WINDOWS * STEPS == sum(m.env_steps for m in result.members)
+        assert 0 < result.run_s < result.wall_s
+        assert 0 < result.compile_s < result.wall_s
+        assert result.notes == []
+        for member in result.members:
+            assert (member.windows, member.stop_reason) == (WINDOWS, StopReason.BUDGET)
+            assert member.returns.shape == (4,)
+            assert member.score == member.returns.mean()
+            assert member.evaluations == len(member.curve) == WINDOWS // 2
+            np.testing.assert_array_equal(member.curve.env_steps, np.arange(2, WINDOWS + 1, 2) * STEPS)
+        assert not np.array_equal(result.members[0].curve.score, result.members[1].curve.score)
+
+    def test_callbacks_hear_everything_in_order(self, whole):
+        hooks = whole.heard.hooks
+        assert (hooks[0], hooks[-1], set(hooks[1:-1])) == ("start", "stop", {"chunk"})
+        assert whole.heard.windows == 2 * WINDOWS
+
+    def test_the_policy_is_the_best_members(self, whole):
+        best = int(np.argmax(whole.result.scores))
+        assert whole.result.best is whole.result.members[best]
+        kept = checkpoint(whole.path)["members"].best[0]
+        assert_same_bits(whole.result.policy.params, jax.tree.map(lambda x: np.asarray(x)[best], kept))
+        assert whole.result.policy(np.zeros(4)).shape == ()
+        assert whole.result.policy(np.zeros((3, 4))).shape == (3,)
+        with pytest.raises(ValueError, match="observation has shape"):
+            whole.result.policy(np.zeros(3))
+
+    def test_the_same_call_gives_the_same_run_and_keeps_nothing(self, whole, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        again = run_of()
+        assert_same_curves(again, whole.result)
+        np.testing.assert_array_equal(again.scores, whole.result.scores)
+        assert again.run_dir is None
+        assert list(tmp_path.iterdir()) == []
+
+    def test_members_are_seeds_times_variants(self, whole):
+        usual = whole.result.config["hyperparams"]["gamma"]
+        result = run_of(seeds=1, variants=[{}, {"gamma": 0.5}], tune=False)
+        assert [(m.seed, m.variant) for m in result.members] == [(0, 0), (0, 1)]
+        assert [m.hyperparams["gamma"] for m in result.members] == [pytest.approx(usual), pytest.approx(0.5)]
+        assert not np.array_equal(result.members[0].curve.score, result.members[1].curve.score)
+
+
+class TestRunDirectory:
+    def test_contents(self, whole):
+        assert {p.name for p in whole.path.iterdir()} >= {
+            "manifest.json",
+            "events.jsonl",
+            "checkpoints",
+            "policy",
+            "result.json",
+            "curves.npz",
+        }
+        manifest = json.loads((whole.path / "manifest.json").read_text())
+        assert (manifest["status"], manifest["seeds"]) == ("finished", [0, 1])
+        assert manifest["stop_reasons"] == {"0": "budget", "1": "budget"}
+        assert from_mapping(manifest["config"]).to_dict() == whole.result.config
+        assert RunDir.read(whole.path).checkpoint_steps() == [2 * WINDOWS]
+        assert len(RunDir.read(whole.path).read_events()) >= sum(m.evaluations for m in whole.result.members)
+
+    def test_load_run_gives_the_result_back(self, whole):
+        loaded = load_run(whole.path)
+        assert loaded.to_json() == whole.result.to_json()
+        assert loaded.config == whole.result.config
+        assert_same_curves(loaded, whole.result)
+        assert_same_bits(loaded.policy.params, whole.result.policy.params)
+        obs = np.random.default_rng(0).normal(size=(8, 4))
+        np.testing.assert_array_equal(loaded.policy(obs), whole.result.policy(obs))
+
+    def test_a_moved_run_loads(self, whole, tmp_path):
+        import shutil
+
+        moved = shutil.copytree(whole.path, tmp_path / "moved")
+        loaded = load_run(moved)
+        assert loaded.run_dir == str(moved)
+        np.testing.assert_array_equal(loaded.scores, whole.result.scores)
+
+    def test_evaluate_run(self, whole):
+        facts = evaluate_run(whole.path, episodes=32, seed=3)
+        assert json.loads(json.dumps(facts, allow_nan=False)) == facts
+        assert facts.keys() == {"env", "algorithm", "seed", "episodes", "score", "score_interval"}
+        assert (facts["env"], facts["algorithm"], facts["episodes"]) == ("CartPole-v1", "ppo", 32)
+        assert facts["seed"] == whole.result.best.seed
+        low, high = facts["score_interval"]
+        assert 1 <= low <= facts["score"] <= high <= 500
+        assert evaluate_run(whole.path, episodes=32, seed=3) == facts
+        assert evaluate_run(whole.path, episodes=32, seed=4)["score"] != facts["score"]
+        with pytest.raises(ConfigError, match="episodes must be at least 1, got 0"):
+            evaluate_run(whole.path, episodes=0)
+
+    def test_no_run_there(self, tmp_path):
+        for use in (load_run, evaluate_run, resume):
+            with pytest.raises(RunDirError, match="no run at"):
+                use(tmp_path / "nothing")
+        assert list(tmp_path.iterdir()) == []
+
+    def test_another_run_is_replaced_only_when_asked(self, whole, tmp_path):
+        path = tmp_path / "run"
+        run_of(run_dir=path, total_steps=2 * STEPS)
+        before = (path / "manifest.json").read_bytes(), (path / "events.jsonl").read_bytes()
+        with pytest.raises(RunDirError, match="holds another run"):
+            run_of(run_dir=path)
+        assert before == ((path / "manifest.json").read_bytes(), (path / "events.jsonl").read_bytes())
+        run_of(run_dir=path, overwrite=True)
+        assert_same_bits(checkpoint(path), checkpoint(whole.path))
+        assert (path / "events.jsonl").read_bytes() == (whole.path / "events.jsonl").read_bytes()
+
+    def test_bad_input_writes_nothing(self, tmp_path):
+        with pytest.raises(ConfigError, match="did you mean 'learning_rate'"):
+            run_of(run_dir=tmp_path / "run", hyperparams={"learning_rat": 1e-3})
+        assert list(tmp_path.iterdir()) == []
+
+
+class TestResume:
+    def test_an_interrupted_run_goes_on_to_the_same_bits(self, whole, tmp_path, short_chunks):
+        path = tmp_path / "run"
+        first = run_of(run_dir=path, callbacks=[Interrupt(5)])
+        assert [m.windows for m in first.members] == [5, 5]
+        assert {m.stop_reason for m in first.members} == {StopReason.INTERRUPTED}
+        assert np.isfinite(first.scores).all()
+        assert RunDir.read(path).manifest["status"] == "interrupted"
+
+        heard = Heard()
+        second = resume(path, callbacks=[Interrupt(4), heard], progress=False)  # an odd number: between evaluations
+        assert [m.windows for m in second.members] == [9, 9]
+        assert heard.windows == 8
+        third = resume(path, progress=False)
+        assert {m.stop_reason for m in third.members} == {StopReason.BUDGET}
+        assert RunDir.read(path).manifest["status"] == "finished"
+        assert_same_bits(checkpoint(path), checkpoint(whole.path))
+        assert_same_curves(third, whole.result)
+        for one, other in zip(third.members, whole.result.members, strict=True):
+            np.testing.assert_array_equal(one.returns, other.returns)
+        assert (path / "events.jsonl").read_bytes() == (whole.path / "events.jsonl").read_bytes()
+
+    def test_events_past_the_checkpoint_are_told_once(self, whole, tmp_path, short_chunks):
+        """What a killed run has logged since its last save happens again, and is not in the curves twice."""
+        path = tmp_path / "run"
+        run_of(run_dir=path, callbacks=[Interrupt(5)])
+        with (path / "events.jsonl").open("a") as file:
+            file.write((path / "events.jsonl").read_text().splitlines()[-1] + '\n{"torn')
+        assert_same_curves(resume(path, progress=False), whole.result)
+        assert (path / "events.jsonl").read_bytes() == (whole.path / "events.jsonl").read_bytes()
+
+    def test_a_run_that_never_saved_starts_from_the_beginning(self, whole, tmp_path, short_chunks):
+        import shutil
+
+        path = tmp_path / "run"
+        run_of(run_dir=path, callbacks=[Interrupt(3)])
+        shutil.rmtree(path / "checkpoints")
+        assert_same_curves(resume(path, progress=False), whole.result)
+        assert_same_bits(checkpoint(path), checkpoint(whole.path))
+
+    def test_a_larger_budget_runs_on(self, whole, tmp_path):
+        path = tmp_path / "run"
+        run_of(run_dir=path, total_steps=6 * STEPS)  # ends where an evaluation was due anyway
+        result = resume(path, total_steps=WINDOWS * STEPS, progress=False)
+        assert_same_curves(result, whole.result)
+        assert_same_bits(checkpoint(path)["members"].learner, checkpoint(whole.path)["members"].learner)
+        manifest = RunDir.read(path).manifest
+        assert (manifest["status"], manifest["config"]["total_steps"]) == ("finished", WINDOWS * STEPS)
+
+    def test_a_finished_run_has_nothing_left_to_do(self, whole, tmp_path):
+        import shutil
+
+        path = shutil.copytree(whole.path, tmp_path / "copy")
+        heard = Heard()
+        again = resume(path, callbacks=[heard], progress=False)
+        assert heard.hooks == ["start", "stop"]
+        np.testing.assert_array_equal(again.scores, whole.result.scores)
+        assert_same_curves(again, whole.result)
+
+    def test_the_signal_handlers_are_put_back(self, tmp_path, short_chunks):
+        before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+        run_of(callbacks=[Interrupt(1)])
+        assert before == (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM))
+
+
+class TestTroubleOnTheWay:
+    def test_a_raising_callback_is_noted_and_the_run_goes_on(self, whole, short_chunks):
+        heard = Heard()
+        result = run_of(callbacks=[Broken(), heard])
+        assert result.notes == ["callback Broken.on_chunk raised ValueError: my mistake"]
+        assert heard.windows == 2 * WINDOWS
+        assert_same_curves(result, whole.result)
+
+    def test_a_failing_save_is_noted_once_and_the_run_goes_on(
+        self, whole, tmp_path, monkeypatch, short_chunks, caplog
+    ):
+        tries = []
+
+        def full(self, step, state, meta=None):
+            tries.append(step)
+            raise RunDirError("the disk is full")
+
+        monkeypatch.setattr(RunDir, "save_checkpoint", full)
+        result = run_of(run_dir=tmp_path / "run", save_every=0.0)
+        assert len(tries) == WINDOWS + 1
+        assert result.notes == ["a checkpoint could not be saved: the disk is full"]
+        assert caplog.text.count("the disk is full") == 1
+        assert_same_curves(result, whole.result)
+        assert load_run(tmp_path / "run").notes == result.notes
+
+    def test_checkpoints_are_taken_on_the_way(self, tmp_path, short_chunks):
+        seen = []
+
+        class Look(LoopCallback):
+            def on_chunk(self, report):
+                seen.append(RunDir.read(tmp_path / "run").checkpoint_steps()[-1:])
+
+        run_of(run_dir=tmp_path / "run", save_every=0.0, total_steps=4 * STEPS, callbacks=[Look()])
+        assert seen == [[], [2], [4], [6]]
+
+    def test_a_failing_result_is_noted(self, tmp_path, monkeypatch):
+        def full(self, *args):
+            raise RunDirError("the disk is full")
+
+        monkeypatch.setattr(RunDir, "save_result", full)
+        result = run_of(run_dir=tmp_path / "run", total_steps=2 * STEPS)
+        assert result.notes == ["the result could not be saved: the disk is full"]
+        assert RunDir.read(tmp_path / "run").manifest["status"] == "running"
+
+
+class Guess:
+    """A class of the user's own: four steps, a reward for the action that the observation shows."""
+
+    default_params = None
+
+    def observation_space(self, params):
+        return Box(-1.0, 1.0, (2,))
+
+    def action_space(self, params):
+        return Discrete(2)
+
+    def reset_env(self, key, params):
+        state = {"time": jnp.int32(0), "sign": jax.random.bernoulli(key)}
+        return self.observe(state), state
+
+    def step_env(self, key, state, action, params):
+        reward = (action == state["sign"]).astype(jnp.float32)
+        state = {"time": state["time"] + 1, "sign": jax.random.bernoulli(key)}
+        return self.observe(state), state, reward, jnp.bool_(False), {}
+
+    def is_truncated(self, state, params):
+        return state["time"] >= 4
+
+    def observe(self, state):
+        sign = 2.0 * state["sign"] - 1.0
+        return jnp.stack([sign, -sign]).astype(jnp.float32)
+
+
+def test_a_users_own_class_trains_unregistered_and_is_resumed(tmp_path, short_chunks):
+    path = tmp_path / "run"
+    settings = {"seeds": 1, "total_steps": 40 * STEPS, "hyperparams": {"learning_rate": 1e-2}, "stop": False}
+    first = run_of(Guess, run_dir=path, callbacks=[Interrupt(3)], **settings)
+    assert (first.env, first.members[0].windows) == ("Guess", 3)
+    with pytest.raises(ConfigError, match="unknown environment 'Guess'"):
+        resume(path, progress=False)
+    result = resume(path, env=Guess, progress=False)
+    assert result.members[0].windows == 40
+    assert result.members[0].score == 4.0
+    assert result.policy(np.float32([[1, -1], [-1, 1]])).tolist() == [1, 0]
+    assert evaluate_run(path, episodes=8, env=Guess())["score"] == 4.0
