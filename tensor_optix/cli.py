@@ -12,12 +12,13 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
     from tensor_optix.config import RunConfig
     from tensor_optix.results import TrainResult
 
+_FIGURES = (".png", ".svg", ".pdf")
 OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 
 
@@ -26,7 +27,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     from tensor_optix.config import ConfigError
     from tensor_optix.loop.durable import RunDirError
 
-    args = _parser().parse_args(argv)
+    parser = _parser()
+    args, rest = parser.parse_known_args(argv)
+    # argparse ends a list of settings at the first option; settings may stand behind options too.
+    if rest and not (hasattr(args, "overrides") and all("=" in word and not word.startswith("-") for word in rest)):
+        parser.error(f"unknown arguments: {' '.join(rest)}")
+    if rest:
+        args.overrides = [*args.overrides, *rest]
     try:
         return int(args.run(args))
     except (ConfigError, RunDirError) as error:
@@ -37,10 +44,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         return INTERRUPTED
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        print(f"tensor-optix: {message}; see {self.prog} --help", file=sys.stderr)
+        raise SystemExit(BAD_INPUT)
+
+
 def _parser() -> argparse.ArgumentParser:
     import tensor_optix
 
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="tensor-optix", description="Training that runs itself: it tunes, watches, restores and stops itself."
     )
     parser.add_argument("--version", action="version", version=tensor_optix.__version__)
@@ -112,6 +127,7 @@ def _train(args: argparse.Namespace) -> int:
     from tensor_optix.training import run_config
 
     run = _requested(args)
+    _check_plot(args.plot)
     _start_runtime(args)
     run_dir = None if args.no_run_dir else args.run_dir or _fresh_run_dir(run)
     result = run_config(run, run_dir=run_dir, overwrite=args.overwrite, progress=not args.quiet)
@@ -141,6 +157,7 @@ def _requested(args: argparse.Namespace) -> RunConfig:
 def _resume(args: argparse.Namespace) -> int:
     from tensor_optix.training import resume
 
+    _check_plot(args.plot)
     _start_runtime(args)
     return _present(resume(args.run_dir, total_steps=args.steps, progress=not args.quiet), args)
 
@@ -156,6 +173,20 @@ def _present(result: TrainResult, args: argparse.Namespace) -> int:
         print(json.dumps(result.to_json(), allow_nan=False))
     interrupted = any(member.stop_reason == StopReason.INTERRUPTED for member in result.members)
     return INTERRUPTED if interrupted else OK
+
+
+def _check_plot(path: str | None) -> None:
+    """Say before the training, not after it, that there will be no figure."""
+    import importlib.util
+
+    from tensor_optix.config import ConfigError
+
+    if path is None:
+        return
+    if Path(path).suffix.lower() not in _FIGURES:
+        raise ConfigError(f"--plot {path}: the file must end in one of {', '.join(_FIGURES)}")
+    if importlib.util.find_spec("matplotlib") is None:
+        raise ConfigError('--plot needs matplotlib: pip install "tensor-optix[plot]"')
 
 
 def _evaluate(args: argparse.Namespace) -> int:
@@ -238,10 +269,13 @@ def _seeds(text: str) -> Any:
 
 
 def _whole(text: str) -> int:
-    value = float(text)
-    if not value.is_integer():
-        raise argparse.ArgumentTypeError(f"must be a whole number, got {text}")
-    return int(value)
+    try:
+        value = float(text)
+        if value.is_integer():
+            return int(value)
+    except (ValueError, OverflowError):
+        pass
+    raise argparse.ArgumentTypeError(f"must be a whole number, got {text}")
 
 
 if __name__ == "__main__":

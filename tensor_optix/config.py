@@ -148,19 +148,17 @@ def _check(run: RunConfig) -> None:
 
 
 def _check_seeds(seeds: Any) -> None:
-    if isinstance(seeds, Sequence) and not isinstance(seeds, str):
-        if not seeds:
-            raise ConfigError("seeds is empty: give at least one seed")
-        if len(set(seeds)) != len(seeds):
-            raise ConfigError(f"seeds must differ from each other, got {list(seeds)}")
-        values = list(seeds)
-    else:
-        values = [seeds]
-        if isinstance(seeds, int) and not isinstance(seeds, bool) and seeds < 1:
-            raise ConfigError(f"seeds must be at least 1, got {seeds}")
+    listed = isinstance(seeds, Sequence) and not isinstance(seeds, str)
+    values = list(seeds) if listed else [seeds]
+    if not values:
+        raise ConfigError("seeds is empty: give at least one seed")
     for value in values:
         if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**32:
             raise ConfigError(f"seeds must be whole numbers from 0 to 2**32 - 1, got {value!r}")
+    if not listed and seeds < 1:
+        raise ConfigError(f"seeds must be at least 1, got {seeds}")
+    if len(set(values)) != len(values):
+        raise ConfigError(f"seeds must differ from each other, got {values}")
 
 
 def _is_number(value: Any) -> bool:

@@ -104,7 +104,7 @@ def _converted(name: str, value: Any, default: Any) -> Any:
             return float(value)
         raise ConfigError(f"{name} must be a finite number, got {value!r}")
     if isinstance(default, tuple):
-        if isinstance(value, list | tuple) and all(isinstance(v, int) and v > 0 for v in value):
+        if isinstance(value, list | tuple) and all(type(v) is int and v > 0 for v in value):
             return tuple(value)
         raise ConfigError(f"{name} must be a list of positive whole numbers, got {value!r}")
     if isinstance(default, str) and not isinstance(value, str):

@@ -154,6 +154,11 @@ def resume(
     with RunDir.open(run_dir) as directory:
         settings = dict(directory.manifest["config"])
         if total_steps is not None:
+            if total_steps < settings["total_steps"]:
+                raise ConfigError(
+                    f"total_steps={total_steps} is below the run's budget of {settings['total_steps']}: a run can only "
+                    "be given more"
+                )
             settings["total_steps"] = total_steps
         plan = make_plan(from_mapping(settings), env)
         run = _Run(plan, directory, callbacks, progress, save_every, block, began)
@@ -235,13 +240,13 @@ class _Run:
 
     def run(self) -> TrainResult:
         with self.display, _signals(self.interrupted):
-            self.display.phase("compiling (a few seconds the first time)")
-            self.session.compile()
-            if self._fresh:
-                self.session.start()
-            self.callbacks.call("on_loop_start")
-            self.display.phase("training")
             try:
+                self.display.phase("compiling (a few seconds the first time)")
+                self.session.compile()
+                if self._fresh:
+                    self.session.start()
+                self.callbacks.call("on_loop_start")
+                self.display.phase("training")
                 while not self.session.done and not self.interrupted.is_set():
                     self._chunk()
                 self._save(force=True)

@@ -6,11 +6,11 @@ import json
 
 import numpy as np
 import pytest
-from tests.chunk_stories import ENV_STEPS_PER_WINDOW, Story, recorded
 
 from tensor_optix.core.types import Event, StopReason
 from tensor_optix.curves import Curve, CurveRecorder, best_hyperparams, pack_curves, unpack_curves
 from tensor_optix.loop.events import event_rows
+from tests.chunk_stories import ENV_STEPS_PER_WINDOW, Story, recorded
 
 LENGTHS = [40, 1, 23, 40, 9]
 

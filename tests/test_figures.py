@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from tests.chunk_stories import make_result
 
 pytest.importorskip("matplotlib")

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.chunk_stories import ENV_STEPS_PER_WINDOW, make_result
 from scipy.stats import trim_mean
 
 from tensor_optix.core.types import StopReason
 from tensor_optix.curves import Curve
 from tensor_optix.reporting import compact, duration, number_format
 from tensor_optix.results import MemberResult, TrainResult
+from tests.chunk_stories import ENV_STEPS_PER_WINDOW, make_result
 
 
 def with_score(result: TrainResult, member: int, score: float) -> TrainResult:

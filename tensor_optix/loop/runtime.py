@@ -215,4 +215,4 @@ _EXTRA_PACKAGES = ("torch", "tensorflow", "optuna", "matplotlib", "onnx", "wandb
 def _writable(path: Path) -> bool:
     while not path.exists() and path != path.parent:
         path = path.parent
-    return os.access(path, os.W_OK)
+    return path.is_dir() and os.access(path, os.W_OK)

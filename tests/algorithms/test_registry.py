@@ -46,7 +46,7 @@ def test_the_contract_is_offered(name, kind):
     assert set(algorithm.search_space().names) <= set(algorithm.hyperparams())
 
 
-@pytest.mark.parametrize(("name", "env"), PRESETS, ids="-".join)
+@pytest.mark.parametrize(("name", "env"), PRESETS)
 def test_a_preset_can_be_run(name, env):
     plan = make_plan(RunConfig(env=env, algorithm=name, total_steps=1000))
     for field, value in preset(name, env).config.items():

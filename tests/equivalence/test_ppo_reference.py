@@ -193,6 +193,7 @@ def reference_update(params, batch, hyper, config, order):
 
 # -- the comparisons -----------------------------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("clip_value", [False, True])
 @pytest.mark.parametrize("normalize_advantages", [False, True])
@@ -254,7 +255,7 @@ def test_update(kind, max_grad_norm):
 
 
 def test_the_norm_is_clipped_and_not_the_elements():
-    """One step with Adam's eps so large that the step is the gradient: its direction is kept, its length is the limit."""
+    """With Adam's eps so large that a step is the gradient, its direction is kept and its length is the limit."""
     algorithm = PPO(algorithm_of("discrete").env, PPOConfig(4, 3, 1, 1, hidden_sizes=(4,)))
     learner, batch = learner_and_batch("discrete")
     update, steps = jax.jit(algorithm._update), {}

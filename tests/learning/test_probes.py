@@ -100,10 +100,8 @@ def test_every_rung_is_here():
     assert set(probes.LADDER) - set(KINDS) == {probes.MatchNumber}
 
 
-@pytest.mark.parametrize("rung", KINDS, ids=lambda rung: rung.__name__)
-def test_the_optimal_return_is_reached(learned, rung):
-    if rung is probes.SignalValue:
-        pytest.skip("its return is a coin flip; only its values can be right or wrong")
+@pytest.mark.parametrize("rung", [r for r in KINDS if r is not probes.SignalValue], ids=lambda rung: rung.__name__)
+def test_the_optimal_return_is_reached(learned, rung):  # that of SignalValue is a coin flip
     returns, _ = learned[rung]
     np.testing.assert_array_equal(returns, rung.optimal_return)
 

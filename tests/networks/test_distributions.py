@@ -66,20 +66,20 @@ class TestCategorical:
         assert drawn == [0, 0, 1, 1, 2, 2]
 
     @pytest.mark.parametrize("never", [-1e9, -np.inf])
-    @pytest.mark.parametrize("n", [2, 3, 5, 18, 64, 300])
+    @pytest.mark.parametrize("n", [2, 3, 18, 64])
     def test_impossible_actions_are_never_drawn(self, n, never):
         rng = np.random.default_rng(n)
-        logits = (3 * rng.normal(size=(4000, n))).astype(np.float32)
-        forbidden = rng.random((4000, n)) < 0.3
+        logits = (3 * rng.normal(size=(2000, n))).astype(np.float32)
+        forbidden = rng.random((2000, n)) < 0.3
         forbidden[::2, -1] = True  # the sum of the others rounds to less than 1 in many rows
         forbidden[1::4, 0] = True
         forbidden[forbidden.all(axis=1), 0] = False
         dist = Categorical(jnp.asarray(np.where(forbidden, np.float32(never), logits)))
         for u in (0.0, 0.5, 1 - 2**-20, 1 - 2**-23, LARGEST):
             for sample in (dist.sample, jax.jit(dist.sample)):
-                drawn = np.asarray(sample(jnp.full(4000, u, jnp.float32)))
+                drawn = np.asarray(sample(jnp.full(2000, u, jnp.float32)))
                 assert ((drawn >= 0) & (drawn < n)).all()
-                assert not forbidden[np.arange(4000), drawn].any(), u
+                assert not forbidden[np.arange(2000), drawn].any(), u
 
     def test_certain_action(self):
         for action in range(4):

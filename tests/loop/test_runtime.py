@@ -1,0 +1,144 @@
+"""How the backend is started. Each case is a process of its own: a backend starts once."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tensor_optix.loop import runtime
+
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+OURS = ("NPROC", "JAX_NUM_CPU_DEVICES", "XLA_FLAGS", "JAX_COMPILATION_CACHE_DIR")
+SHOW = """
+import json, os, warnings
+from tensor_optix.loop import runtime
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always", runtime.BackendStartedWarning)
+    first = runtime.start(CACHE)
+    again = runtime.start("/elsewhere")
+import jax
+said = [str(w.message) for w in caught if w.category is runtime.BackendStartedWarning]
+print(json.dumps(vars(first) | {"same": again is first, "nproc": os.environ.get("NPROC"), "said": said,
+    "devices": jax.local_device_count(), "may_deadlock": first.may_deadlock, "facts": runtime.examine(first)}))
+"""
+
+
+def run(code, **environment):
+    kept = {name: value for name, value in os.environ.items() if name not in OURS}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=kept | {"JAX_PLATFORMS": "cpu"} | environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def started(before="", cache="None", **environment):
+    return run(before + SHOW.replace("CACHE", cache), **environment)
+
+
+def test_importing_every_module_starts_nothing():
+    code = """
+import importlib, json, os, pkgutil
+before = dict(os.environ)
+import tensor_optix, jax
+for module in pkgutil.walk_packages(tensor_optix.__path__, "tensor_optix."):
+    if not module.name.endswith("__main__"):
+        importlib.import_module(module.name)
+from jax._src import xla_bridge
+print(json.dumps([xla_bridge.backends_are_initialized(), jax.config.jax_num_cpu_devices,
+    jax.config.jax_compilation_cache_dir, "NPROC" in os.environ]))
+"""
+    assert run(code) == [False, -1, None, False]
+
+
+def test_by_itself_it_uses_every_core_and_a_large_pool():
+    seen = started()
+    assert (seen["devices"], seen["n_devices"], seen["n_cores"]) == (CORES, CORES, CORES)
+    assert seen["pool_threads"] == max(runtime.MIN_POOL_THREADS, CORES)
+    assert seen["nproc"] is None  # set for the moment of the start only
+    assert seen["started_by_us"]
+    assert seen["cache_dir"] is None
+    assert seen["same"]  # a second start changes nothing
+    assert seen["said"] == []
+    assert seen["facts"]["problems"] == []
+
+
+def test_what_the_user_has_set_is_left_alone(tmp_path):
+    own = str(tmp_path / "own")
+    seen = started(cache='"/other"', NPROC="5", JAX_NUM_CPU_DEVICES="1", JAX_COMPILATION_CACHE_DIR=own)
+    assert (seen["nproc"], seen["pool_threads"], seen["devices"], seen["cache_dir"]) == ("5", 5, 1, own)
+    assert seen["said"] == []
+
+
+def test_a_device_count_in_the_flags_is_left_alone(tmp_path):
+    cache = str(tmp_path / "cache")
+    seen = started(cache=repr(cache), XLA_FLAGS="--xla_force_host_platform_device_count=3")
+    assert (seen["devices"], seen["cache_dir"]) == (3, cache)
+
+
+def test_a_small_pool_started_before_us_is_warned_of_with_the_remedy():
+    seen = started("import jax; jax.devices()\n", NPROC="2")
+    assert not seen["started_by_us"]
+    assert seen["may_deadlock"]
+    assert len(seen["said"]) == 1
+    for part in ("a pool of 2 threads", "deadlock", "tensor_optix.start_runtime()", "NPROC=8 before starting Python"):
+        assert part in seen["said"][0]
+    assert any("may deadlock: unset NPROC or set NPROC=8" in problem for problem in seen["facts"]["problems"])
+
+
+@pytest.mark.skipif(CORES < 2, reason="one core is one device anyway")
+def test_too_few_devices_started_before_us_are_warned_of():
+    seen = started("import jax; jax.devices()\n", NPROC="8")
+    assert (seen["devices"], seen["may_deadlock"]) == (1, False)
+    assert len(seen["said"]) == 1
+    assert f"1 device(s) on {CORES} cores" in seen["said"][0]
+    assert "tensor_optix.start_runtime()" in seen["said"][0]
+
+
+def test_the_users_own_small_pool_is_warned_of():
+    seen = started(NPROC="2")
+    assert (seen["pool_threads"], seen["started_by_us"], len(seen["said"])) == (2, True, 1)
+    assert "a pool of 2 threads, set by NPROC" in seen["said"][0]
+
+
+@pytest.mark.parametrize(
+    ("platform", "cores", "pool", "expected"),
+    [
+        ("cpu", 2, None, True),
+        ("cpu", 2, 8, False),
+        ("cpu", 16, None, False),
+        ("cpu", 16, 3, True),
+        ("gpu", 2, 2, False),
+    ],
+)
+def test_what_may_deadlock(platform, cores, pool, expected):
+    assert runtime.Runtime(platform, 1, cores, pool, None, False).may_deadlock is expected
+
+
+def test_a_cache_that_cannot_be_written_is_a_problem(tmp_path):
+    def problems(cache):
+        return runtime.examine(runtime.Runtime("cpu", 2, 2, 8, str(cache), True))["problems"]
+
+    assert problems(tmp_path / "not" / "made" / "yet") == []
+    (tmp_path / "file").write_text("")
+    (said,) = problems(tmp_path / "file" / "cache")
+    assert "cannot be written: choose another with --cache-dir" in said
+
+
+def test_the_default_cache_follows_the_users_directories(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert runtime.default_cache_dir() == tmp_path / "tensor_optix" / "xla"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert runtime.default_cache_dir() == tmp_path / "home" / ".cache" / "tensor_optix" / "xla"
+
+
+def test_only_a_cpu_needs_compiler_options():
+    assert runtime.compiler_options("gpu") == {}
+    assert runtime.compiler_options("cpu")
