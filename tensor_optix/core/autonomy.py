@@ -91,7 +91,7 @@ def init(
         scheduler=backoff_scheduler.init(config.scheduler),
         tuner=tuner,
         hyper=start,
-        best_hyper=dict(start),
+        best_hyper=dict(hyper),  # what a fault before the first evaluation goes back to
         best_score=jnp.float32(0.0),
         has_best=jnp.bool_(False),
         window=jnp.int32(0),
@@ -249,7 +249,7 @@ def _select(condition: jax.Array, then: Any, otherwise: Any) -> Any:
 
 
 def _differs(a: Mapping[str, jax.Array], b: Mapping[str, jax.Array]) -> jax.Array:
-    return jnp.stack([a[name] != b[name] for name in a]).any()
+    return jnp.stack([jnp.bool_(False), *(a[name] != b[name] for name in a)]).any()
 
 
 def _events(*pairs: tuple[Event, jax.Array]) -> jax.Array:

@@ -278,7 +278,8 @@ def _is_over(config: BackoffConfig, state: SchedulerState) -> jax.Array:
     needed = jnp.where(state.improved, config.dormant_threshold, config.patience)
     needed = jnp.where(state.fallen, config.patience_after_fall, needed)
     quiet = (state.count >= needed) & ~_improving(config, state, config.dormant_threshold, config.confidence)
-    over = quiet | (state.improved & _is_saturated(config, state))
+    judging = (state.below > 0) & (state.below < FALL_LENGTH) & state.improved  # what looks like a fall is seen through
+    over = (quiet & ~judging) | (state.improved & _is_saturated(config, state))
     return over & (state.evaluations >= config.min_evaluations_before_dormant)
 
 

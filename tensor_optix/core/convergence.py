@@ -90,7 +90,7 @@ def rank_trend(scores: jax.Array, count: jax.Array) -> Trend:
     z = _normal_deviate(t, jnp.maximum(effective_n - 2, jnp.float32(1.0)))
     return Trend(
         z=jnp.where(known, z, jnp.float32(0.0)),
-        gain=jnp.where(known, n * _slope(scores, valid, time, spread), jnp.float32(0.0)),
+        gain=jnp.where(known, n * _slope(_medians(scores, valid), valid, time, spread), jnp.float32(0.0)),
         autocorrelation=r,
         effective_n=effective_n,
     )
@@ -135,6 +135,24 @@ def _clock(valid: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     middle = jnp.float32(size - 1) - (n - 1) / 2
     time = jnp.where(valid, jnp.arange(size, dtype=jnp.float32) - middle, jnp.float32(0.0))
     return n, time, jnp.maximum(jnp.sum(time * time), jnp.float32(0.5))
+
+
+def _medians(scores: jax.Array, valid: jax.Array) -> jax.Array:
+    """Running medians of three [n], less the newest score: one freak score cannot hide or fake a rise.
+
+    The last is the median of the score, its neighbour's median and the line through the two before (Tukey 1977,
+    "Exploratory data analysis", chapter 7); the first stays as it is.
+    """
+    x = scores - scores[-1]
+    left = jnp.concatenate([x[:1], x[:-1]])
+    left = jnp.where(jnp.concatenate([valid[:1], valid[:-1]]), left, x)  # the first real score has no left neighbour
+    inner = _median_of_three(left, x, jnp.concatenate([x[1:], x[-1:]]))
+    last = _median_of_three(x[-1], inner[-2], 3 * inner[-2] - 2 * inner[-3])
+    return inner.at[-1].set(last)
+
+
+def _median_of_three(a: jax.Array, b: jax.Array, c: jax.Array) -> jax.Array:
+    return jnp.maximum(jnp.minimum(a, b), jnp.minimum(jnp.maximum(a, b), c))
 
 
 def _slope(scores: jax.Array, valid: jax.Array, time: jax.Array, spread: jax.Array) -> jax.Array:

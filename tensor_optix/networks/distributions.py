@@ -48,7 +48,8 @@ class Categorical(struct.PyTreeNode):
 
     def entropy(self) -> jax.Array:
         """[...] float32, nats."""
-        log_p = jax.nn.log_softmax(self.logits, axis=-1)
+        # An impossible action (logit -inf) adds 0, not 0 * -inf.
+        log_p = jnp.maximum(jax.nn.log_softmax(self.logits, axis=-1), jnp.finfo(jnp.float32).min)
         return -jnp.sum(jnp.exp(log_p) * log_p, axis=-1)
 
     def to_distrax(self) -> Any:

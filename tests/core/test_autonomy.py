@@ -531,7 +531,8 @@ def test_the_first_suggestion_acts_in_the_first_window():
     state = member(brains(RECORD), 0)
     np.testing.assert_allclose(to_unit(SPACE, state.hyper), [0.1, 0.1], atol=1e-5)
     assert state.hyper["momentum"] == np.float32(0.5)  # not in the space: as given
-    assert_same_bits(state.hyper, state.best_hyper)
+    # What a fault before the first evaluation goes back to is what was given, not the probe.
+    assert not np.allclose(to_unit(SPACE, state.best_hyper), [0.1, 0.1], atol=1e-3)
 
 
 def test_probes_differ_between_members():

@@ -310,3 +310,27 @@ def test_shell_trend_and_degradation():
 def test_shell_rejects_a_degradation_threshold_outside_its_range():
     with pytest.raises(ValueError, match="degradation_threshold"):
         BackoffScheduler(degradation_threshold=1.5)
+
+
+def stopped_at(scores, config=None):
+    """Index of the evaluation that is DORMANT first, or None."""
+    config = config or BackoffConfig(max_interval=1)
+    step = jax.jit(lambda state, score: scheduler.observe(config, state, score, jnp.bool_(True)))
+    state = scheduler.init(config)
+    for i, score in enumerate(scores):
+        state, verdict = step(state, jnp.float32(score))
+        if bool(verdict.dormant_entered):
+            return i
+    return None
+
+
+@pytest.mark.parametrize("depth", [1.5, 4.0, 40.0])
+def test_one_freak_score_does_not_stop_a_rising_run(depth):
+    scores = np.arange(60, dtype=np.float32)
+    scores[40] -= depth * scores[39]
+    assert stopped_at(scores) is None
+
+
+def test_a_fall_is_not_taken_for_convergence_before_it_is_judged():
+    scores = np.concatenate([np.arange(40), np.full(5, -100)]).astype(np.float32)
+    assert stopped_at(scores) is None

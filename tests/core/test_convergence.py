@@ -32,7 +32,9 @@ def naive_trend(values):
     t = slope * np.sqrt((time @ time) / n * n_eff / ((power + n / 12) / (n - 2)))
     f = max(n_eff - 2, 1)
     z = np.sign(t) * (8 * f + 1) / (8 * f + 3) * np.sqrt(f * np.log1p(t * t / f))
-    gain = n * ((values - values.mean()) @ time) / (time @ time)
+    smooth = [values[0], *(np.median(values[i - 1 : i + 2]) for i in range(1, n - 1))]
+    smooth.append(np.median([values[-1], smooth[-1], 3 * smooth[-1] - 2 * smooth[-2]]))
+    gain = n * ((smooth - np.mean(smooth)) @ time) / (time @ time)
     return z, gain, r, n_eff
 
 
@@ -49,6 +51,15 @@ def test_agrees_with_the_naive_form(n, ties):
         np.testing.assert_allclose(got.gain, gain, rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose(got.autocorrelation, r, atol=1e-4)
         np.testing.assert_allclose(got.effective_n, n_eff, rtol=1e-3)
+
+
+def test_one_freak_score_leaves_the_gain_alone():
+    values = np.arange(SIZE, dtype=np.float64)
+    rise = float(trend(*right_aligned(values)).gain)
+    for place in (3, SIZE - 1):
+        freak = values.copy()
+        freak[place] -= 1000.0
+        assert float(trend(*right_aligned(freak)).gain) == pytest.approx(rise, rel=0.05)
 
 
 @pytest.mark.parametrize("level", [0.0, -200.0, 1e-30, 3e38])
