@@ -17,7 +17,7 @@ from benchmarks._ours import child_args
 from benchmarks._report import Row, arguments, emit, median_ratio, parse, run_python
 
 # Seeds -> steps per seed: long enough to time, short enough that the whole table takes minutes.
-STEPS = {1: 500_000, 4: 250_000, 16: 100_000, 64: 50_000}
+STEPS = {1: 1_000_000, 4: 250_000, 16: 100_000, 64: 50_000}
 TARGETS = {1: 1.2, 16: 2.0, 64: 2.0}
 
 # Run by another interpreter that has rejax; the same settings as plain_ppo.py, no evaluation inside the run.

@@ -23,6 +23,7 @@ from tensor_optix.algorithms.contract import Hyperparams, WindowStats
 from tensor_optix.core import normalizers, returns
 from tensor_optix.core.permutation import permutations
 from tensor_optix.core.search_space import SearchSpace, search_space
+from tensor_optix.core.sparse_rows import update_rows
 from tensor_optix.envs.vector import EpisodeSums, VectorEnv, VectorState
 from tensor_optix.networks.distributions import Categorical, DiagonalGaussian
 from tensor_optix.networks.functional import Network, Params
@@ -313,17 +314,13 @@ class PPO:
         """
         mask = rollout.truncated.reshape(-1)
         flat = rollout.final_obs.reshape(-1, *self.env.obs_shape)
-        rows, total = max(8, self.config.n_envs), mask.shape[0]
 
-        def body(carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-            pending, out = carry
-            index = jnp.nonzero(pending, size=min(rows, total), fill_value=total)[0]
+        def value(index: jax.Array) -> jax.Array:
             obs = jnp.take(flat, index, axis=0, mode="fill", fill_value=0)
-            value = self._value(learner.params["critic"], self._normalize(learner.obs_moments, obs))
-            return pending.at[index].set(False, mode="drop"), out.at[index].set(value, mode="drop")
+            return self._value(learner.params["critic"], self._normalize(learner.obs_moments, obs))
 
-        init = (mask, jnp.zeros(total, jnp.float32))
-        _, out = jax.lax.while_loop(lambda carry: jnp.any(carry[0]), body, init)
+        per_round = min(max(8, self.config.n_envs), mask.shape[0])
+        out = update_rows(mask, value, jnp.zeros(mask.shape, jnp.float32), per_round)
         return out.reshape(rollout.truncated.shape)
 
     # -- learning ------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from tensor_optix.core.sparse_rows import update_rows
 from tensor_optix.envs.contract import foreign_code, is_split
 from tensor_optix.envs.spaces import ActionSpec, to_array
 
@@ -181,24 +182,12 @@ class VectorEnv:
         Exact for any number of ended episodes. The draw of an environment depends on `key` and its index only.
         """
         n = ended.shape[0]
-        per_round = max(1, n // 8)
+        key_reset = jax.random.fold_in(key, _RESET)
 
-        def some_left(carry: tuple[jax.Array, Any, jax.Array]) -> jax.Array:
-            return carry[0].any()
+        def fresh(index: jax.Array) -> tuple[Any, jax.Array]:
+            return jax.vmap(self._reset_one)(jax.vmap(lambda i: jax.random.fold_in(key_reset, i))(index))
 
-        def one_round(carry: tuple[jax.Array, Any, jax.Array]) -> tuple[jax.Array, Any, jax.Array]:
-            left, env_state, obs = carry
-            index = jnp.nonzero(left, size=per_round, fill_value=n)[0].astype(jnp.int32)  # n: out of range, dropped
-            key_reset = jax.random.fold_in(key, _RESET)
-            keys = jax.vmap(lambda i: jax.random.fold_in(key_reset, i))(index)
-            fresh = jax.vmap(self._reset_one)(keys)
-            env_state, obs = jax.tree.map(
-                lambda old, new: old.at[index].set(new.astype(old.dtype), mode="drop"), (env_state, obs), fresh
-            )
-            return left.at[index].set(False, mode="drop"), env_state, obs
-
-        _, env_state, obs = jax.lax.while_loop(some_left, one_round, (ended, env_state, obs))
-        return env_state, obs
+        return update_rows(ended, fresh, (env_state, obs), max(1, n // 8))
 
 
 def _count(state: VectorState, out: StepOut) -> VectorState:

@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from tensor_optix.networks import products
+
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "tanh": jnp.tanh,
     "relu": jax.nn.relu,
@@ -38,7 +40,7 @@ def orthogonal(gain: float) -> Callable[..., jax.Array]:
 
 
 def _dense(n_in: int, n_out: int, gain: float, rngs: nnx.Rngs) -> nnx.Linear:
-    return nnx.Linear(n_in, n_out, kernel_init=orthogonal(gain), rngs=rngs)
+    return nnx.Linear(n_in, n_out, kernel_init=orthogonal(gain), dot_general=products.dot_general, rngs=rngs)
 
 
 class MLP(nnx.Module):
