@@ -12,7 +12,8 @@ def replaced(mask, per_round):
     tree = (jnp.arange(len(mask), dtype=jnp.float32), jnp.zeros((len(mask), 2), jnp.int32))
 
     def rows_of(index):
-        assert index.shape == (per_round,) and index.dtype == jnp.int32
+        assert index.shape == (per_round,)
+        assert index.dtype == jnp.int32
         return 100.0 + index.astype(jnp.float32), jnp.stack([index, -index], axis=1)
 
     return jax.jit(lambda m: update_rows(m, rows_of, tree, per_round))(mask)

@@ -45,7 +45,9 @@ def test_a_batch_is_its_members_one_by_one(shape, axes):
 
     together = jax.vmap(jax.value_and_grad(loss, (0, 1)), axes)(x, w)
     for i in range(3):
-        one = jax.value_and_grad(loss, (0, 1))(*(a[i] if axis == 0 else a for a, axis in zip((x, w), axes)))
+        one = jax.value_and_grad(loss, (0, 1))(
+            *(a[i] if axis == 0 else a for a, axis in zip((x, w), axes, strict=True))
+        )
         for a, b in zip(jax.tree.leaves(together), jax.tree.leaves(one), strict=True):
             np.testing.assert_allclose(a[i], b, rtol=1e-4, atol=1e-4)
 
@@ -71,4 +73,5 @@ def test_acting_for_a_few_environments_is_one_kernel():
 
     lowered = jax.jit(acting).lower(state, jnp.ones((8, 4)))
     text = lowered.compile(runtime.compiler_options("cpu")).as_text()
-    assert "xla_cpu_small_call" in text and "kind=kCustom" not in text
+    assert "xla_cpu_small_call" in text
+    assert "kind=kCustom" not in text
