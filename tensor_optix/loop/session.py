@@ -101,7 +101,7 @@ class Session:
         self._chunk = sharded_chunk(program, mesh, self.layout.block, MAX_CHUNK)
         self._final = sharded_final(program, mesh, final_episodes)
         self._compiled: dict[str, Future[Any]] = {}
-        self._pool = ThreadPoolExecutor(1, "compile")
+        self._pool = ThreadPoolExecutor(2, "compile")
         lanes = np.full(self.layout.lanes, EMPTY)
         lanes[: len(self.specs)] = np.arange(len(self.specs))
         self.member_ids = self._dealt(lanes)
