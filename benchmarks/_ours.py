@@ -59,8 +59,8 @@ def run(
 ) -> Any:
     """One `train` call -> TrainResult.
 
-    `stop=False` spends `total_steps` on every seed. `plain` uses plain_ppo.py's settings. `evaluations=False` puts the
-    first evaluation beyond the end of the run, so that only the brain itself is left of the autonomy.
+    `stop=False` spends `total_steps` on every seed. `plain` uses plain_ppo.py's settings. `evaluations=False` makes each
+    evaluation one step of one episode: the brain decides as often as ever, and only its own cost is left.
     """
     from tensor_optix import train
 
@@ -73,7 +73,8 @@ def run(
         run_dir=None,
         config=dict(PLAIN_CONFIG) if plain else None,
         hyperparams=dict(PLAIN_HYPERPARAMS) if plain else None,
-        autonomy=None if evaluations else {"base_interval": 1_000_000, "max_interval": 1_000_000},
+        eval_episodes=None if evaluations else 1,
+        eval_max_steps=None if evaluations else 1,
         stop=stop,
     )
 
@@ -88,6 +89,7 @@ def bare_window(env: str, n_windows: int, seed: int = 0) -> Callable[[], float]:
 
     from tensor_optix import envs
     from tensor_optix.algorithms.ppo import PPO, PPOConfig
+    from tensor_optix.loop.runtime import compiler_options
 
     algorithm = PPO(env=envs.make(env), config=PPOConfig(**PLAIN_CONFIG))
     hyper = {name: jnp.float32(value) for name, value in (algorithm.hyperparams() | PLAIN_HYPERPARAMS).items()}
@@ -98,7 +100,7 @@ def bare_window(env: str, n_windows: int, seed: int = 0) -> Callable[[], float]:
 
     key_init, key_windows = jax.random.split(jax.random.key(seed))
     learner, keys = jax.jit(algorithm.init)(key_init, hyper), jax.random.split(key_windows, n_windows)
-    compiled = windows.lower(learner, keys).compile()
+    compiled = windows.lower(learner, keys).compile(compiler_options(jax.default_backend()))
 
     def measure() -> float:
         start = time.perf_counter()

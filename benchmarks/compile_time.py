@@ -26,7 +26,10 @@ def compile_seconds(algorithm: str, seeds: int, timeout_s: float) -> float:
 
 def main() -> None:
     parser = arguments(__doc__ or "", timeout_s=3600.0)
-    parser.add_argument("--algorithms", nargs="+", choices=list(ALGORITHM_ENVS), default=list(ALGORITHM_ENVS))
+    from tensor_optix.algorithms import registry
+
+    known = [name for name in ALGORITHM_ENVS if name in registry.names()]
+    parser.add_argument("--algorithms", nargs="+", choices=known, default=known)
     parser.add_argument("--seeds", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=3)
     args = parse(parser)
