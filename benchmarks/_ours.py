@@ -59,8 +59,8 @@ def run(
 ) -> Any:
     """One `train` call -> TrainResult.
 
-    `stop=False` spends `total_steps` on every seed. `plain` uses plain_ppo.py's settings. `evaluations=False` makes each
-    evaluation one step of one episode: the brain decides as often as ever, and only its own cost is left.
+    `stop=False` spends `total_steps` on every seed. `plain` uses plain_ppo.py's settings. `evaluations=False` makes
+    each evaluation one step of one episode: the brain decides as often as ever, and only its own cost is left.
     """
     from tensor_optix import train
 

@@ -1,8 +1,8 @@
 """What the brain costs: a window with scheduler, tuner and best-of against the bare window of the algorithm.
 
 One member, plain_ppo.py's PPO settings, one process, the two sides in turns, compilation before, both with the same
-compiler options. The run with the brain is the whole compiled driver with its reports to the host, and the brain decides
-every fourth window as by default; but an evaluation is a single step, since evaluating is a choice of the user and not
+compiler options. The run with the brain is the whole compiled driver with its reports to the host, and it decides every
+fourth window as by default; but an evaluation is a single step, since evaluating is a choice of the user and not
 a cost of deciding. Target: at most 3 % more.
 
     python -m benchmarks.autonomy_cost --json
