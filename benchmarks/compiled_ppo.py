@@ -6,7 +6,7 @@ policy, and its time includes all of that. Compilation is left out on both sides
 and 64.
 
     python -m benchmarks.compiled_ppo --json
-    python -m benchmarks.compiled_ppo --peers --peer-python /path/to/python-with-rejax
+    python -m benchmarks.compiled_ppo --peers --peer-python /path/to/python-with-rejax-and-sb3
 """
 
 from __future__ import annotations
@@ -40,6 +40,23 @@ jax.block_until_ready(compiled(keys))
 print('{"speed": %f}' % (seeds * steps / (time.perf_counter() - start)))
 """
 
+# The same for Stable-Baselines3: its usual eight environments, the same number of updates a step, one Torch thread.
+SB3 = """
+import sys, time
+import torch
+from stable_baselines3 import PPO
+from stable_baselines3.common.env_util import make_vec_env
+torch.set_num_threads(1)
+steps = int(sys.argv[1])
+model = PPO("MlpPolicy", make_vec_env("CartPole-v1", n_envs=8, seed=0), n_steps=64, batch_size=128, n_epochs=4,
+            learning_rate=2.5e-4, gamma=0.99, gae_lambda=0.95, clip_range=0.2, ent_coef=0.01, device="cpu", seed=0)
+model.learn(1024)
+start = time.perf_counter()
+model.learn(steps)
+print('{"speed": %f}' % (steps / (time.perf_counter() - start)))
+"""
+SB3_STEPS = 20_480
+
 
 def ours_speed(seeds: int, steps: int, timeout_s: float) -> float:
     """Environment steps per second of the library, all seeds together."""
@@ -58,16 +75,23 @@ def rejax_speed(python: str, seeds: int, steps: int, timeout_s: float) -> float:
     return run_python(["-c", REJAX, str(seeds), str(steps)], timeout_s, python=python).json()["speed"]
 
 
+def sb3_speed(python: str, timeout_s: float) -> float:
+    """Environment steps per second of Stable-Baselines3, one seed, in the interpreter `python`."""
+    return run_python(["-c", SB3, str(SB3_STEPS)], timeout_s, python=python).json()["speed"]
+
+
 def main() -> None:
     parser = arguments(__doc__ or "", timeout_s=3600.0)
     parser.add_argument("--seeds", type=int, nargs="+", default=list(STEPS), help="seed counts to measure")
     parser.add_argument("--steps", type=int, default=None, help="steps per seed; default: by seed count")
     parser.add_argument("--rounds", type=int, default=3, help="turns each side takes")
-    parser.add_argument("--peers", action="store_true", help="measure rejax too")
-    parser.add_argument("--peer-python", default="", help="interpreter in which rejax is installed")
+    parser.add_argument("--peers", action="store_true", help="measure rejax and Stable-Baselines3 too")
+    parser.add_argument("--peer-python", default="", help="interpreter in which both are installed")
     args = parse(parser)
     if args.peers and not args.peer_python:
-        parser.error("--peers needs --peer-python: the path of an interpreter in which rejax is installed")
+        parser.error(
+            "--peers needs --peer-python: the path of an interpreter in which rejax and stable-baselines3 are installed"
+        )
 
     rows, notes = [], []
     for seeds in args.seeds:
@@ -81,6 +105,9 @@ def main() -> None:
         if args.peers:
             pair = median_ratio(ours, partial(rejax_speed, args.peer_python, seeds, steps, args.timeout), args.rounds)
             rows.append(Row(f"{seeds} seeds, against rejax", pair.a, "steps/s", pair.b, pair.ratio))
+        if args.peers and seeds == 1:
+            pair = median_ratio(ours, partial(sb3_speed, args.peer_python, args.timeout), args.rounds)
+            rows.append(Row("1 seed, against Stable-Baselines3", pair.a, "steps/s", pair.b, pair.ratio))
     emit("compiled_ppo", rows, args.json, notes)
 
 

@@ -24,14 +24,16 @@ from tensor_optix.core import autonomy
 from tensor_optix.core.autonomy import AutonomyConfig, AutonomyState
 from tensor_optix.core.types import Decision, Scores
 from tensor_optix.envs.evaluate import EpisodeStats, evaluate
+from tensor_optix.loop.packing import Packed, Packing
 
 MEMBERS = "members"  # name of the mesh axis
+_LEARN, _EVALUATE, _RESET = 0, 1, 2  # what a window draws random numbers for
 
 
 class Member(struct.PyTreeNode):
     """One learner and everything it needs to go on exactly. Leading axis [M] when stacked."""
 
-    key: jax.Array  # [] typed key; window w draws from fold_in(key, w)
+    key: jax.Array  # [] typed key; window w draws from fold_in(fold_in(key, purpose), w)
     brain: AutonomyState
     learner: Learner
     best: Snapshot  # of the best policy so far; of the untrained one until there is a best
@@ -83,58 +85,60 @@ class Program:
         shape = members.brain.done.shape
         each = partial(_each, shape)
         active = ~members.brain.done
-        key_learn, key_evaluate, key_reset = each(_window_keys)(members)
-        learner, stats = each(algorithm.window)(members.learner, members.brain.hyper, key_learn)
+        key = partial(_keys, members)
+        learner, stats = each(algorithm.window)(members.learner, members.brain.hyper, key(purpose=_LEARN))
         due = each(autonomy.is_due)(members.brain)
-        new = members.replace(learner=learner)
-
-        def news() -> tuple[Member, jax.Array, jax.Array]:
-            return self._decide(new, due, stats.finite, key_evaluate, key_reset)
-
-        def no_news() -> tuple[Member, jax.Array, jax.Array]:
-            quiet = new.replace(brain=each(autonomy.tick)(new.brain))
-            return quiet, jnp.zeros(shape, jnp.float32), jnp.zeros(shape, jnp.int32)
-
-        # Outside the member axis, so that windows without an evaluation cost nothing but the learning.
-        new, score, events = jax.lax.cond(jnp.any(active & (due | ~stats.finite)), news, no_news)
+        score = jax.lax.cond(
+            jnp.any(active & due),
+            lambda: jnp.where(due, each(self.score)(learner, key(purpose=_EVALUATE)), jnp.float32(0.0)),
+            lambda: jnp.zeros(shape, jnp.float32),
+        )
+        brain, decision = self._decide(members.brain, Scores(score, due, stats.finite))
+        best, learner = self._obey(decision, learner, members.best, partial(key, purpose=_RESET))
+        new = Member(members.key, brain, learner, best)
         if shape:  # a single member is left before it could run on
             new = jax.lax.cond(jnp.all(active), lambda: new, lambda: _select(active, new, members))
-        return new, _report(members.brain, new.brain, score, events, due, stats, active)
+        return new, _report(members.brain, new.brain, score, decision.events, due, stats, active)
 
-    def _decide(
-        self, members: Member, due: jax.Array, finite: jax.Array, key_evaluate: jax.Array, key_reset: jax.Array
-    ) -> tuple[Member, jax.Array, jax.Array]:
-        """Evaluate who is due, ask the brain, obey; returns (members, scores [B], event bits [B])."""
-        each = partial(_each, due.shape)
-        score = jax.lax.cond(
-            jnp.any(due),
-            lambda: each(self.score)(members.learner, key_evaluate),
-            lambda: jnp.zeros(due.shape, jnp.float32),
-        )
-        scores = Scores(jnp.where(due, score, jnp.float32(0.0)), due, finite)
-        brain, decision = each(partial(autonomy.step, self.brain))(members.brain, scores)
-        best, learner = self._obey(decision, members.learner, members.best, key_reset)
-        return Member(members.key, brain, learner, best), scores.score, decision.events
+    def _decide(self, brain: AutonomyState, scores: Scores) -> tuple[AutonomyState, Decision]:
+        """Ask the brain, but only where there is something to say; most windows bring no news."""
+        each = partial(_each, scores.evaluated.shape)
+        step = each(partial(autonomy.step, self.brain))
+        _, shapes = jax.eval_shape(step, brain, scores)
+        unsaid = (brain, jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes))
+        packing = Packing.of(unsaid, scores.evaluated.shape)
+
+        def ask(packed: Packed) -> Packed:
+            return packing.pack(step(packing.unpack(packed)[0], scores))
+
+        news = jnp.any(~brain.done & (scores.evaluated | ~scores.finite))
+        brain, decision = packing.unpack(_only_if(news, ask, packing.pack(unsaid)))
+        return jax.tree.map(partial(jnp.where, news), brain, each(autonomy.tick)(brain)), decision
 
     def chunk(self, members: Member, n_windows: jax.Array, max_windows: int) -> tuple[Member, WindowReport]:
         """Up to `n_windows` (traced) windows of a block [B] (or of a single member, without that axis).
 
         Reports are [max_windows, B]; unused rows are zero.
         """
-        shapes = jax.eval_shape(self.window, members)[1]
-        reports = jax.tree.map(lambda s: jnp.zeros((max_windows, *s.shape), s.dtype), shapes)
+        shape = members.brain.done.shape
+        packing = Packing.of(members, shape)
+        row_shapes = jax.eval_shape(self.window, members)[1]
+        row_packing = Packing.of(row_shapes, shape)
+        empty = jax.eval_shape(row_packing.pack, row_shapes)
+        reports = jax.tree.map(lambda s: jnp.zeros((max_windows, *s.shape), s.dtype), empty)
 
-        def going(carry: tuple[jax.Array, Member, WindowReport]) -> jax.Array:
-            i, members, _ = carry
-            return (i < n_windows) & ~jnp.all(members.brain.done)
+        def going(carry: tuple[jax.Array, Packed, Packed]) -> jax.Array:
+            i, packed, _ = carry
+            return (i < n_windows) & ~jnp.all(packing.unpack(packed).brain.done)
 
-        def body(carry: tuple[jax.Array, Member, WindowReport]) -> tuple[jax.Array, Member, WindowReport]:
-            i, members, reports = carry
-            members, row = self.window(members)
-            return i + 1, members, jax.tree.map(lambda buffer, x: buffer.at[i].set(x), reports, row)
+        def body(carry: tuple[jax.Array, Packed, Packed]) -> tuple[jax.Array, Packed, Packed]:
+            i, packed, reports = carry
+            members, row = self.window(packing.unpack(packed))
+            reports = jax.tree.map(lambda buffer, x: buffer.at[i].set(x), reports, row_packing.pack(row))
+            return i + 1, packing.pack(members), reports
 
-        _, members, reports = jax.lax.while_loop(going, body, (jnp.int32(0), members, reports))
-        return members, reports
+        _, packed, reports = jax.lax.while_loop(going, body, (jnp.int32(0), packing.pack(members), reports))
+        return packing.unpack(packed), row_packing.unpack(reports)
 
     def score(self, learner: Learner, key: jax.Array) -> jax.Array:
         """[] float32: mean return of `eval_episodes` whole episodes of the deterministic policy."""
@@ -153,21 +157,21 @@ class Program:
         return self.algorithm.policy(self.algorithm.restore(member.learner, member.best))
 
     def _obey(
-        self, decision: Decision, learner: Learner, best: Snapshot, key_reset: jax.Array
+        self, decision: Decision, learner: Learner, best: Snapshot, key: Callable[[], jax.Array]
     ) -> tuple[Snapshot, Learner]:
         """Save, roll back, reset: behind conditionals, because most windows do none of it."""
         each = partial(_each, decision.stop.shape)
-        best = jax.lax.cond(
+        best = _only_if(
             jnp.any(decision.save_best),
-            lambda: _select(decision.save_best, each(self.algorithm.snapshot)(learner), best),
-            lambda: best,
+            lambda best: _select(decision.save_best, each(self.algorithm.snapshot)(learner), best),
+            best,
         )
 
-        def repair() -> Learner:
+        def repaired(learner: Learner) -> Learner:
             restored = _select(decision.rollback, each(self.algorithm.restore)(learner, best), learner)
-            return _select(decision.reset_envs, each(self.algorithm.reset_envs)(restored, key_reset), restored)
+            return _select(decision.reset_envs, each(self.algorithm.reset_envs)(restored, key()), restored)
 
-        return best, jax.lax.cond(jnp.any(decision.rollback | decision.reset_envs), repair, lambda: learner)
+        return best, _only_if(jnp.any(decision.rollback | decision.reset_envs), repaired, learner)
 
 
 def make_mesh(devices: list[Any]) -> Mesh:
@@ -221,9 +225,16 @@ def _mapped(f: Callable[..., Any], *stacked: Any) -> Any:
     return jax.lax.map(lambda args: f(*args), stacked)
 
 
-def _window_keys(member: Member) -> tuple[jax.Array, jax.Array, jax.Array]:
-    keys = jax.random.split(jax.random.fold_in(member.key, member.brain.window), 3)
-    return keys[0], keys[1], keys[2]
+def _keys(members: Member, purpose: int) -> jax.Array:
+    """Keys for one purpose in this window, one for each member.
+
+    The purpose comes first: that key is the same in every window, and the compiler takes it out of the loop.
+    """
+
+    def one(key: jax.Array, window: jax.Array) -> jax.Array:
+        return jax.random.fold_in(jax.random.fold_in(key, purpose), window)
+
+    return _each(members.brain.done.shape, one)(members.key, members.brain.window)
 
 
 def _report(
@@ -249,6 +260,18 @@ def _report(
         hyperparams=before.hyper,
         losses=stats.losses,
     )
+
+
+def _only_if(condition: jax.Array, f: Callable[[Any], Any], x: Any) -> Any:
+    """f(x) where condition [] holds, otherwise x itself.
+
+    A loop of at most one round: XLA carries x through it in place, where a conditional would copy every leaf of it.
+    """
+
+    def once(carry: tuple[jax.Array, Any]) -> tuple[jax.Array, Any]:
+        return jnp.bool_(False), f(carry[1])
+
+    return jax.lax.while_loop(lambda carry: carry[0], once, (condition, x))[1]
 
 
 def _each(shape: tuple[int, ...], f: Callable[..., Any]) -> Callable[..., Any]:

@@ -126,6 +126,14 @@ def poisoned(reference):
     return session, run_windows(session, 3)
 
 
+@pytest.fixture(scope="module")
+def thirty_two():
+    """32 members after 4 windows."""
+    session = session_of(plan_of(seeds=32))
+    run_windows(session, 4)
+    return session.state()
+
+
 class TestNonFinite:
     """NaN is caught within one window, rolled back, and stops the member after three; nobody else notices."""
 
@@ -142,6 +150,25 @@ class TestNonFinite:
         clean.load(reference)
         run_windows(clean, 3)
         assert_same_bits(member(poisoned[0].state()["members"], 1), member(clean.state()["members"], 1))
+
+    @pytest.mark.parametrize("sick", [0, 17, 31])
+    def test_one_of_thirty_two_leaves_the_rest_bit_identical(self, thirty_two, sick):
+        states = {}
+        for poison in (False, True):
+            session = session_of(plan_of(seeds=32), start=False)
+            state = jax.tree.map(np.array, thirty_two)
+            if poison:
+                state["members"].learner.params["actor"]["head"]["kernel"][sick] = np.nan
+            session.load(state)
+            run_windows(session, 4)
+            states[poison] = session.state()["members"]
+        assert all(np.isfinite(x).all() for x in jax.tree.leaves(states[True].learner.params))
+        for i in range(32):
+            if i != sick:
+                assert_same_bits(member(states[True], i), member(states[False], i))
+        assert states[True].brain.has_best[sick]
+        with pytest.raises(AssertionError):
+            assert_same_bits(member(states[True], sick), member(states[False], sick))
 
     def test_three_in_a_row_stop_the_member(self, reference):
         session = session_of(plan_of(), start=False)
