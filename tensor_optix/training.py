@@ -236,6 +236,7 @@ class _Run:
         )
         self.recorder.windows[:] = self.session.windows
         self.recorder.stop_reasons[:] = self.session.stop_reasons
+        self.display.resumed(self.session.windows, self.session.stop_reasons)
         self._fresh = False
 
     def run(self) -> TrainResult:

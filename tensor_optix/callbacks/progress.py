@@ -176,6 +176,11 @@ class ProgressDisplay:
     ) -> None:
         self.close()
 
+    def resumed(self, windows: np.ndarray, stop_reasons: np.ndarray) -> None:
+        """Where a resumed run stands before its first report: [M] windows and stop reasons."""
+        self.status.windows[:] = windows
+        self.status.stop_reason[:] = stop_reasons
+
     def phase(self, text: str) -> None:
         """Say what is going on: "compiling (first time: a few seconds)", "training", "final evaluation"."""
         self._phase = text

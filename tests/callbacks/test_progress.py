@@ -69,6 +69,13 @@ def test_status_follows_members_through_reordered_and_packed_chunks() -> None:
         assert status.score[member] == scores[-1]
 
 
+def test_a_resumed_run_shows_at_once_who_had_finished() -> None:
+    shown = display(3, terminal(), total=10_000)
+    shown.resumed(np.array([4, 10, 2]), np.array([StopReason.RUNNING, StopReason.CONVERGED, StopReason.RUNNING]))
+    assert shown.status.running.tolist() == [True, False, True]
+    assert "converged" in rendered(shown)
+
+
 def test_frozen_rows_change_nothing() -> None:
     status = MemberStatus(2)
     active = np.array([[True, True], [False, True]])
