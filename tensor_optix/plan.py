@@ -20,7 +20,7 @@ from tensor_optix.loop.session import MemberSpec
 
 DEFAULT_TOTAL_STEPS = 10_000_000  # environment steps of one member
 DEFAULT_EVAL_EVERY = 4096  # environment steps
-DEFAULT_EVAL_EPISODES = 16
+DEFAULT_EVAL_EPISODES = 24
 DEFAULT_EVAL_MAX_STEPS = 1000
 
 
