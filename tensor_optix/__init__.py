@@ -43,7 +43,7 @@ _PUBLIC = {
     "LoopState": "tensor_optix.core.types",
     "StopReason": "tensor_optix.core.types",
     # the brain's parts
-    "BackoffScheduler": "tensor_optix.core.backoff_scheduler",
+    "BackoffScheduler": "tensor_optix.core.backoff_shell",
     "RegimeDetector": "tensor_optix.core.regime_detector",
     "SPSAOptimizer": "tensor_optix.optimizers.spsa",
     # mathematics

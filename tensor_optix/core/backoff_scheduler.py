@@ -1,7 +1,7 @@
 """When to evaluate next, and when learning has stopped: ACTIVE, COOLING, DORMANT, WATCHDOG.
 
-Pure functions over `SchedulerState`, one score stream each (add a member axis with vmap); `BackoffScheduler` is the
-stateful shell around them. Two horizons answer two questions:
+Pure functions over `SchedulerState`, one score stream each (add a member axis with vmap); `backoff_shell.py` has the
+stateful class around them. Two horizons answer two questions:
 
 * Is it improving now? The newest `trend_window` evaluations. Yes: ACTIVE, evaluate at the base interval. No: the
   interval grows, and after `plateau_threshold` such answers in a row the state is COOLING.
@@ -192,23 +192,23 @@ def observe(
         The next state and the `Verdict` on this evaluation.
     """
     valid = valid & jnp.isfinite(score)
-    seen = _remember(config, state, jnp.where(valid, score, jnp.float32(0.0)))
+    seen = remember(config, state, jnp.where(valid, score, jnp.float32(0.0)))
     degraded = (seen.low == config.min_consecutive_degradations) & config.detect_degradation
     # What has never risen cannot have collapsed: slow noise looks like that.
     fell = (seen.below == FALL_LENGTH) & state.improved
     broken = fell | degraded
-    improving = ~broken & _improving(config, seen, config.trend_window, config.trend_confidence)
+    improving = ~broken & improving_now(config, seen, config.trend_window, config.trend_confidence)
     over = ~broken & ~improving & _is_over(config, seen)
 
     misses = jnp.where(improving | broken, jnp.int32(0), seen.misses + 1)
-    code = _next_code(config, seen.code, misses, over)
+    code = next_code(config, seen.code, misses, over)
     new = dataclasses.replace(
         seen,
         count=jnp.where(fell, jnp.int32(0), seen.count),
         misses=misses,
         fallen=seen.fallen | fell,
         improved=seen.improved | improving,
-        interval=_next_interval(config, seen.interval, misses, code),
+        interval=next_interval(config, seen.interval, misses, code),
         code=code,
     )
     new = jax.tree.map(lambda a, b: jnp.where(valid, a, b), new, state)
@@ -224,7 +224,7 @@ def observe(
     return new, verdict
 
 
-def _remember(config: BackoffConfig, state: SchedulerState, score: jax.Array) -> SchedulerState:
+def remember(config: BackoffConfig, state: SchedulerState, score: jax.Array) -> SchedulerState:
     """The state with `score` [] in its window, its extremes, its noise and its count of low scores."""
     scores = push(state.scores, score)
     count = jnp.minimum(state.count + 1, config.capacity)
@@ -263,7 +263,7 @@ def _count_below(streak: jax.Array, length: int, enough: jax.Array, drop: jax.Ar
     return jnp.where(is_below | lasts, streak + 1, 0)
 
 
-def _improving(config: BackoffConfig, state: SchedulerState, window: int, confidence: float) -> jax.Array:
+def improving_now(config: BackoffConfig, state: SchedulerState, window: int, confidence: float) -> jax.Array:
     """[] bool: the newest `window` evaluations rise, significantly and materially."""
     trend = rank_trend(state.scores[-window:], state.count)
     # A rise as steady as over the whole life so far is material however long that life has been.
@@ -277,7 +277,7 @@ def _is_over(config: BackoffConfig, state: SchedulerState) -> jax.Array:
     """[] bool: enough has been seen, and nothing in it improves."""
     needed = jnp.where(state.improved, config.dormant_threshold, config.patience)
     needed = jnp.where(state.fallen, config.patience_after_fall, needed)
-    quiet = (state.count >= needed) & ~_improving(config, state, config.dormant_threshold, config.confidence)
+    quiet = (state.count >= needed) & ~improving_now(config, state, config.dormant_threshold, config.confidence)
     judging = (state.below > 0) & (state.below < FALL_LENGTH) & state.improved  # what looks like a fall is seen through
     over = (quiet & ~judging) | (state.improved & _is_saturated(config, state))
     return over & (state.evaluations >= config.min_evaluations_before_dormant)
@@ -293,170 +293,16 @@ def _is_saturated(config: BackoffConfig, state: SchedulerState) -> jax.Array:
     return same & (state.count >= size)
 
 
-def _next_code(config: BackoffConfig, code: jax.Array, misses: jax.Array, over: jax.Array) -> jax.Array:
+def next_code(config: BackoffConfig, code: jax.Array, misses: jax.Array, over: jax.Array) -> jax.Array:
     """[] int32: the state after an evaluation. WATCHDOG is left by `restart` only, DORMANT also by an improvement."""
     quiet = jnp.where(misses >= config.plateau_threshold, int(LoopState.COOLING), int(LoopState.ACTIVE))
     stay = (code == LoopState.WATCHDOG) | ((code == LoopState.DORMANT) & (misses > 0))
     return jnp.where(stay, code, jnp.where(over, int(LoopState.DORMANT), quiet)).astype(jnp.int32)
 
 
-def _next_interval(config: BackoffConfig, interval: jax.Array, misses: jax.Array, code: jax.Array) -> jax.Array:
+def next_interval(config: BackoffConfig, interval: jax.Array, misses: jax.Array, code: jax.Array) -> jax.Array:
     """[] int32 windows: back to the base after an improvement, else growing up to the cap."""
     grown = jnp.floor(interval.astype(jnp.float32) * config.backoff_factor).astype(jnp.int32)
     grown = jnp.clip(grown, config.base_interval, max(config.max_interval, config.base_interval))
     calm = jnp.where(misses == 0, config.base_interval, grown)
     return jnp.where(code == LoopState.WATCHDOG, interval, calm).astype(jnp.int32)
-
-
-class BackoffScheduler:
-    """Stateful face of this module, for host loops.
-
-    Either hand every evaluation to `observe`, which does everything, or drive it by hand: `record_score`, ask
-    `is_improving`, and answer with `record_improvement` or `record_non_improvement`, whose thresholds then count
-    non-improvements in a row. Intervals and `n` are in windows ("episodes" in argument names), the rest in evaluations.
-
-    Args:
-        degradation_threshold: a fall must lose at least 1 - this of the rise so far. Never a share of the score itself,
-            which would be meaningless for negative scores.
-        min_degradation_drop: smallest fall that counts, in score units.
-        confidence: as in `BackoffConfig`; so are all the others.
-    """
-
-    def __init__(
-        self,
-        base_interval: int = 1,
-        backoff_factor: float = 2.0,
-        max_interval_episodes: int = 100,
-        plateau_threshold: int = 5,
-        dormant_threshold: int = 20,
-        degradation_threshold: float = 0.95,
-        min_degradation_drop: float = 1e-4,
-        min_episodes_before_dormant: int = 0,
-        min_episodes_before_degradation: int = 5,
-        noise_k: float = 2.0,
-        score_window: int = 20,
-        trend_window: int = 8,
-        confidence: float = BackoffConfig.confidence,
-    ) -> None:
-        if not 0 <= degradation_threshold <= 1:
-            raise ValueError(f"degradation_threshold is {degradation_threshold!r}: give a share in [0, 1], as 0.95")
-        self.min_degradation_drop = min_degradation_drop
-        self.config = BackoffConfig(
-            base_interval=base_interval,
-            backoff_factor=backoff_factor,
-            max_interval=max_interval_episodes,
-            plateau_threshold=plateau_threshold,
-            dormant_threshold=dormant_threshold,
-            confidence=confidence,
-            trend_window=trend_window,
-            min_evaluations_before_dormant=min_episodes_before_dormant,
-            score_window=score_window,
-            noise_k=noise_k,
-            degradation_share=1 - degradation_threshold,
-            min_evaluations_before_degradation=min_episodes_before_degradation,
-        )
-        self.state = init(self.config)
-        self._answers = 0
-
-    def observe(self, score: float, valid: bool = True) -> Verdict:
-        """Take one evaluation into account: the whole of the pure `observe`."""
-        self.state, verdict = _observe(self.config, self.state, jnp.float32(score), jnp.bool_(valid))
-        return verdict
-
-    def record_score(self, score: float) -> None:
-        """Remember one score, without a transition. A score that is not finite is ignored."""
-        if math.isfinite(score):
-            self.state = _remember_jit(self.config, self.state, jnp.float32(score))
-
-    def is_improving(self) -> bool:
-        """The newest `trend_window` scores rise."""
-        return bool(_improving_jit(self.config, self.state))
-
-    def is_degrading(self) -> bool:
-        """The newest scores lie far below the best."""
-        return int(self.state.below) > 0
-
-    def is_converged(self, cv_threshold: float = 0.05, gap_threshold: float = 0.20, gap: float | None = None) -> bool:
-        """DORMANT, or settled: plateaued, noise at most `cv_threshold` of the rise, `gap` at most `gap_threshold`."""
-        if gap is not None and gap > gap_threshold:
-            return False
-        if self.current_state in (LoopState.DORMANT, LoopState.WATCHDOG):
-            return True
-        calm = float(self.state.noise) <= cv_threshold * float(self.state.best - self.state.worst)
-        return bool(self.state.improved) and self.current_state == LoopState.COOLING and calm
-
-    def check_degradation(self, score: float) -> bool:
-        """Whether this one score lies below the best by more than the noise, the share and the smallest drop."""
-        if not math.isfinite(score) or self.total_episodes < self.config.min_evaluations_before_degradation:
-            return False
-        share = self.config.degradation_share * max(self.best_score - float(self.state.worst), 0.0)
-        fall = max(self.config.degradation_k * float(self.state.wander), share)
-        return self.best_score - score > max(fall, self.min_degradation_drop)
-
-    def record_improvement(self, score: float) -> None:
-        """ACTIVE, base interval; `score` may raise the best."""
-        self._answer(misses=0, best=max(self.best_score, score), improved=True)
-
-    def record_non_improvement(self) -> None:
-        """One more in a row: the interval grows; COOLING and DORMANT at their thresholds."""
-        self._answer(misses=self.consecutive_non_improvements + 1)
-
-    def record_degradation(self) -> None:
-        """ACTIVE, base interval: what has fallen may rise again."""
-        self._answer(misses=0)
-
-    def record_restart(self) -> None:
-        """A handled DORMANT resumes."""
-        self.state = restart(self.config, self.state)
-
-    def enter_watchdog(self) -> None:
-        """From here on only degradation is looked for."""
-        self.state = enter_watchdog(self.config, self.state)
-
-    def should_adapt(self, n: int) -> bool:
-        """Whether window `n` is one after which to evaluate."""
-        return n % self.current_interval == 0
-
-    @property
-    def current_state(self) -> LoopState:
-        return LoopState(int(self.state.code))
-
-    @property
-    def current_interval(self) -> int:
-        return int(self.state.interval)
-
-    @property
-    def consecutive_non_improvements(self) -> int:
-        return int(self.state.misses)
-
-    @property
-    def best_score(self) -> float:
-        """Highest smoothed or recorded score; -inf before the first."""
-        return float(self.state.best)
-
-    @property
-    def total_episodes(self) -> int:
-        """Evaluations so far, observed or answered by hand."""
-        return max(int(self.state.evaluations), self._answers)
-
-    def _answer(self, misses: int, best: float | None = None, improved: bool = False) -> None:
-        self._answers += 1
-        enough = self.total_episodes >= self.config.min_evaluations_before_dormant
-        over = jnp.bool_(enough and misses >= self.config.dormant_threshold)
-        count = jnp.int32(misses)
-        code = _next_code(self.config, self.state.code, count, over)
-        self.state = dataclasses.replace(
-            self.state,
-            misses=count,
-            improved=self.state.improved | improved,
-            best=self.state.best if best is None else jnp.float32(best),
-            interval=_next_interval(self.config, self.state.interval, count, code),
-            code=code,
-        )
-
-
-_observe = jax.jit(observe, static_argnums=0)
-_remember_jit = jax.jit(_remember, static_argnums=0)
-_improving_jit = jax.jit(
-    lambda config, state: _improving(config, state, config.trend_window, config.trend_confidence), static_argnums=0
-)

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from tensor_optix.core import backoff_scheduler as scheduler
-from tensor_optix.core.backoff_scheduler import BackoffConfig, BackoffScheduler
+from tensor_optix.core.backoff_scheduler import BackoffConfig
+from tensor_optix.core.backoff_shell import BackoffScheduler
 from tensor_optix.core.types import LoopState
 
 CONFIG = BackoffConfig()
