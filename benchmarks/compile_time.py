@@ -25,9 +25,9 @@ def compile_seconds(algorithm: str, seeds: int, timeout_s: float) -> float:
 
 
 def main() -> None:
-    parser = arguments(__doc__ or "", timeout_s=3600.0)
     from tensor_optix.algorithms import registry
 
+    parser = arguments(__doc__ or "", timeout_s=3600.0)
     known = [name for name in ALGORITHM_ENVS if name in registry.names()]
     parser.add_argument("--algorithms", nargs="+", choices=known, default=known)
     parser.add_argument("--seeds", type=int, default=8)

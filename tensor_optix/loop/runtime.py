@@ -20,7 +20,6 @@ import os
 import sys
 import warnings
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -74,26 +73,14 @@ def default_cache_dir() -> Path:
 
 
 def compiler_options(platform: str) -> dict[str, Any]:
-    """Options for compiling a training program; those that the installed XLA does not know are left out.
+    """Options for compiling a training program.
 
     On a CPU the parts of one member's program are too small to be worth handing between threads: run in order, a window
     of PPO takes 0.6 to 0.7 of the time. Cores are kept busy by members on several devices instead.
     """
     if platform != "cpu":
         return {}
-    options = {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED", "xla_cpu_multi_thread_eigen": False}
-    return {name: value for name, value in options.items() if _is_known(name, value)}
-
-
-@lru_cache
-def _is_known(name: str, value: Any) -> bool:
-    import jax
-
-    try:
-        jax.jit(lambda x: x).lower(jax.ShapeDtypeStruct((), "float32")).compile({name: value})
-    except jax.errors.JaxRuntimeError:
-        return False
-    return True
+    return {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED", "xla_cpu_multi_thread_eigen": False}
 
 
 def _start(cache_dir: str | Path | None) -> Runtime:
@@ -203,6 +190,7 @@ def examine(runtime: Runtime) -> dict[str, Any]:
         "devices": runtime.n_devices,
         "cores": runtime.n_cores,
         "pool_threads": runtime.pool_threads,
+        "small_loops": runtime.small_loops,
         "compilation_cache": runtime.cache_dir or "off",
     }
     problems = [

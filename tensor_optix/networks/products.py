@@ -25,6 +25,7 @@ def dot_general(lhs: jax.Array, rhs: jax.Array, dimension_numbers: Any, *args: A
     Differentiable in reverse mode (`jax.grad`, `jax.vjp`) and safe under vmap.
     """
     plain = dimension_numbers == (((1,), (0,)), ((), ())) and lhs.ndim == rhs.ndim == 2
+    plain = plain and all(choice is None for choice in (*args, *kwargs.values()))  # precision, result type
     if plain and lhs.dtype == rhs.dtype == jnp.float32:
         return _matmul(lhs, rhs)
     return jax.lax.dot_general(lhs, rhs, dimension_numbers, *args, **kwargs)

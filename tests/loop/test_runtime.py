@@ -21,6 +21,7 @@ with warnings.catch_warnings(record=True) as caught:
 import jax
 said = [str(w.message) for w in caught if w.category is runtime.BackendStartedWarning]
 print(json.dumps(vars(first) | {"same": again is first, "nproc": os.environ.get("NPROC"), "said": said,
+    "flags": os.environ.get("XLA_FLAGS"),
     "devices": jax.local_device_count(), "may_deadlock": first.may_deadlock, "facts": runtime.examine(first)}))
 """
 
@@ -67,6 +68,31 @@ def test_by_itself_it_uses_every_core_and_a_large_pool():
     assert seen["same"]  # a second start changes nothing
     assert seen["said"] == []
     assert seen["facts"]["problems"] == []
+
+
+IS_ONE_KERNEL = """
+import jax.numpy as jnp
+def loop(x):
+    return jax.lax.fori_loop(0, 1000, lambda i, x: jnp.tanh((x[:, None] * x[None]).sum(0)) + x * i, x)
+text = jax.jit(loop).lower(jnp.ones((8, 8))).compile().as_text()
+print(json.dumps(vars(first) | {"flags": os.environ.get("XLA_FLAGS"), "one_kernel": "xla_cpu_small_call" in text}))
+"""
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ({}, True),
+        ({"XLA_FLAGS": "--xla_cpu_enable_fast_math=false"}, True),
+        ({"XLA_FLAGS": "--xla_backend_extra_options=xla_cpu_small_while_loop_byte_threshold=1"}, True),
+        ({"XLA_FLAGS": "--xla_backend_extra_options=xla_cpu_disable_slp_vectorizer=true"}, False),
+    ],
+)
+def test_small_loops_become_one_kernel_and_the_flags_are_as_before(flags, expected):
+    seen = run(SHOW.replace("CACHE", "None") + IS_ONE_KERNEL, **flags)
+    assert seen["small_loops"] is expected  # False: the user's own extra options win
+    assert seen["one_kernel"] is ("byte_threshold=1" not in flags.get("XLA_FLAGS", "") and expected)
+    assert seen["flags"] == flags.get("XLA_FLAGS")
 
 
 def test_what_the_user_has_set_is_left_alone(tmp_path):

@@ -57,6 +57,8 @@ def test_other_products_stay_what_they_are():
     w = jnp.ones((4, 5))
     numbers = (((2,), (0,)), ((), ()))
     np.testing.assert_allclose(products.dot_general(x, w, numbers), x @ w, rtol=1e-6)
+    assert products.dot_general(x[0], w, MATRIX, precision="highest").shape == (3, 5)
+    assert "custom" not in str(jax.make_jaxpr(lambda x: products.dot_general(x, w, MATRIX, precision="highest"))(x[0]))
     half = products.dot_general(x[0].astype(jnp.bfloat16), w.astype(jnp.bfloat16), MATRIX)
     assert half.dtype == jnp.bfloat16
 
