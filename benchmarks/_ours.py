@@ -56,6 +56,7 @@ def run(
     stop: bool = True,
     plain: bool = False,
     evaluations: bool = True,
+    eval_every: int | None = None,
 ) -> Any:
     """One `train` call -> TrainResult.
 
@@ -73,6 +74,7 @@ def run(
         run_dir=None,
         config=dict(PLAIN_CONFIG) if plain else None,
         hyperparams=dict(PLAIN_HYPERPARAMS) if plain else None,
+        eval_every=eval_every,
         eval_episodes=None if evaluations else 1,
         eval_max_steps=None if evaluations else 1,
         stop=stop,

@@ -64,11 +64,11 @@ def interquartile_mean(scores: np.ndarray) -> np.ndarray:
     return np.sort(scores, axis=0)[cut : len(scores) - cut].mean(axis=0)
 
 
-def learn(env: str, algorithm: str, steps: int, seeds: int) -> Any:
+def learn(env: str, algorithm: str, steps: int, seeds: int, eval_every: int | None = None) -> Any:
     """One run in which every seed spends its steps."""
     from benchmarks import _ours
 
-    return _ours.run(env, algorithm, seeds, steps, stop=False)
+    return _ours.run(env, algorithm, seeds, steps, stop=False, eval_every=eval_every)
 
 
 def main() -> None:
@@ -77,6 +77,7 @@ def main() -> None:
     parser.add_argument("--algorithm", default="ppo")
     parser.add_argument("--steps", type=int, default=None, help="environment steps per seed; default: by environment")
     parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--eval-every", type=int, default=None, help="steps between evaluations; default: the preset's")
     parser.add_argument("--out", type=Path, default=None, help="directory for a PNG of curves per environment")
     args = parse(parser)
 
@@ -87,7 +88,7 @@ def main() -> None:
         task = TASKS.get(env, Task(200_000, None))
         steps = args.steps or task.steps
         reference = task.reference if steps == task.steps else None
-        result = learn(env, args.algorithm, steps, args.seeds)
+        result = learn(env, args.algorithm, steps, args.seeds, args.eval_every)
         figures = _ours.summary(result)
         rows.append(Row(f"{env}, {args.algorithm}, {steps:,} steps, IQM", figures["iqm"], "return", reference))
         low, high = figures["iqm_interval"]
