@@ -111,12 +111,6 @@ class TestMembers:
         usual = plan_of().members[0].hyper["learning_rate"]
         assert told == [(3, 0, 0.9, 1e-3), (5, 0, 0.9, 1e-3), (3, 1, 0.5, usual), (5, 1, 0.5, usual)]
 
-    def test_members_have_different_keys(self):
-        import jax
-
-        plan = plan_of(seeds=[0, 1], variants=[{"gamma": 0.9}, {"gamma": 0.8}])
-        assert len({jax.random.key_data(m.key()).tobytes() for m in plan.members}) == 4
-
     def test_without_variants_there_is_one_of_each_seed(self):
         assert [(m.seed, m.variant) for m in plan_of(seeds=3).members] == [(0, 0), (1, 0), (2, 0)]
 

@@ -179,11 +179,11 @@ class PPO:
         )
 
     def window(self, learner: PPOLearner, hyper: Hyperparams, key: jax.Array) -> tuple[PPOLearner, WindowStats]:
-        key_collect, key_shuffle = jax.random.split(key)
-        env_state, obs, rollout, episodes = self._collect(learner, key_collect)
+        keys = jax.random.split(key, 2 + self.config.n_steps)
+        env_state, obs, rollout, episodes = self._collect(learner, keys[1:])
         reward_scale, rewards = self._scale_rewards(learner.reward_scale, rollout, hyper)
         batch = self._batch(learner, rollout, rewards, obs, hyper)
-        params, opt, losses = self._update(learner, batch, hyper, key_shuffle)
+        params, opt, losses = self._update(learner, batch, hyper, keys[0])
         obs_moments = learner.obs_moments
         if self.config.normalize_observations:  # after learning: acting and learning saw the same moments
             flat = rollout.obs.reshape(-1, *self.env.obs_shape)
@@ -192,7 +192,7 @@ class PPO:
         stats = WindowStats(
             return_sum=episodes.return_sum,
             episodes=episodes.episodes,
-            finite=_all_finite((params, opt, obs_moments, reward_scale, rollout.reward)),
+            finite=_all_finite((ravel_pytree(params)[0], opt, obs_moments, reward_scale, rollout.reward)),
             losses=losses,
         )
         return learner, stats
@@ -262,15 +262,17 @@ class PPO:
 
     # -- collecting ----------------------------------------------------------------------------------------
 
-    def _collect(self, learner: PPOLearner, key: jax.Array) -> tuple[VectorState, jax.Array, Rollout, EpisodeSums]:
-        """`n_steps` steps of every environment. Only the actor runs inside the scan, and no random bits but the
-        environment's own are drawn there: batching both is cheaper."""
+    def _collect(self, learner: PPOLearner, keys: jax.Array) -> tuple[VectorState, jax.Array, Rollout, EpisodeSums]:
+        """`n_steps` steps of every environment; keys [1 + n_steps]: one for all actions, one for each step.
+
+        Only the actor runs inside the scan, and no random bits but the environment's own are drawn there: batching both
+        is cheaper.
+        """
         n_envs, n_steps = self.config.n_envs, self.config.n_steps
-        key_env, key_action = jax.random.split(key)
         policy = self.policy(learner)
         kind = Categorical if self._discrete else DiagonalGaussian
         tail = () if self._discrete else (self.env.action_dim,)
-        noise = kind.noise(key_action, (n_steps, n_envs, *tail))
+        noise = kind.noise(keys[0], (n_steps, n_envs, *tail))
 
         def step(carry: tuple[Any, ...], xs: tuple[jax.Array, jax.Array]) -> tuple[tuple[Any, ...], Rollout]:
             env_state, obs = carry
@@ -281,8 +283,7 @@ class PPO:
             row = Rollout(obs, action, dist.log_prob(action), out.reward, out.terminated, out.truncated, out.final_obs)
             return (env_state, out.obs), row
 
-        keys = jax.random.split(key_env, n_steps)
-        (env_state, obs), rollout = jax.lax.scan(step, (learner.env_state, learner.obs), (noise, keys))
+        (env_state, obs), rollout = jax.lax.scan(step, (learner.env_state, learner.obs), (noise, keys[1:]))
         env_state, episodes = self.env.drain(env_state)
         return env_state, obs, rollout, episodes
 

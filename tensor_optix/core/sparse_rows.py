@@ -8,6 +8,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+_COMPARISONS = 16_384  # some microseconds
+
 
 def update_rows(mask: jax.Array, rows_of: Callable[[jax.Array], Any], tree: Any, per_round: int) -> Any:
     """`tree` with the rows where `mask` [N] is true replaced by `rows_of(index)`.
@@ -18,11 +20,13 @@ def update_rows(mask: jax.Array, rows_of: Callable[[jax.Array], Any], tree: Any,
     XLA's CPU compiler from making one kernel of a loop around this.
     """
     wanted = jnp.arange(per_round, dtype=jnp.int32)
+    # Comparing everything is one kernel, a binary search about thirty: dear to compile where little is searched.
+    method = "compare_all" if mask.shape[0] * per_round <= _COMPARISONS else "scan_unrolled"
 
     def one_round(carry: tuple[jax.Array, Any]) -> tuple[jax.Array, Any]:
         left, tree = carry
         rank = jnp.cumsum(left, dtype=jnp.int32) - jnp.int32(1)
-        index = jnp.searchsorted(rank, wanted, method="scan_unrolled").astype(jnp.int32)
+        index = jnp.searchsorted(rank, wanted, method=method).astype(jnp.int32)
         fresh = rows_of(index)
         now = left & (rank < per_round)
         source = jnp.clip(rank, 0, per_round - 1)

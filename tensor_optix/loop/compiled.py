@@ -24,7 +24,7 @@ from tensor_optix.core import autonomy
 from tensor_optix.core.autonomy import AutonomyConfig, AutonomyState
 from tensor_optix.core.types import Decision, Scores
 from tensor_optix.envs.evaluate import EpisodeStats, evaluate
-from tensor_optix.loop.packing import Packed, Packing
+from tensor_optix.loop.packing import Packed, pack
 
 MEMBERS = "members"  # name of the mesh axis
 _LEARN, _EVALUATE, _RESET = 0, 1, 2  # what a window draws random numbers for
@@ -33,7 +33,7 @@ _LEARN, _EVALUATE, _RESET = 0, 1, 2  # what a window draws random numbers for
 class Member(struct.PyTreeNode):
     """One learner and everything it needs to go on exactly. Leading axis [M] when stacked."""
 
-    key: jax.Array  # [] typed key; window w draws from fold_in(fold_in(key, purpose), w)
+    key: jax.Array  # [] typed key; window w draws from fold_in(fold_in(key, w), purpose)
     brain: AutonomyState
     learner: Learner
     best: Snapshot  # of the best policy so far; of the untrained one until there is a best
@@ -85,16 +85,17 @@ class Program:
         shape = members.brain.done.shape
         each = partial(_each, shape)
         active = ~members.brain.done
-        key = partial(_keys, members)
-        learner, stats = each(algorithm.window)(members.learner, members.brain.hyper, key(purpose=_LEARN))
+        keys = each(jax.random.fold_in)(members.key, members.brain.window)
+        key = partial(_for, keys)
+        learner, stats = each(algorithm.window)(members.learner, members.brain.hyper, key(_LEARN))
         due = each(autonomy.is_due)(members.brain)
         score = jax.lax.cond(
             jnp.any(active & due),
-            lambda: jnp.where(due, each(self.score)(learner, key(purpose=_EVALUATE)), jnp.float32(0.0)),
+            lambda: jnp.where(due, each(self.score)(learner, key(_EVALUATE)), jnp.float32(0.0)),
             lambda: jnp.zeros(shape, jnp.float32),
         )
         brain, decision = self._decide(members.brain, Scores(score, due, stats.finite))
-        best, learner = self._obey(decision, learner, members.best, partial(key, purpose=_RESET))
+        best, learner = self._obey(decision, learner, members.best, partial(key, _RESET))
         new = Member(members.key, brain, learner, best)
         if shape:  # a single member is left before it could run on
             new = jax.lax.cond(jnp.all(active), lambda: new, lambda: _select(active, new, members))
@@ -103,42 +104,43 @@ class Program:
     def _decide(self, brain: AutonomyState, scores: Scores) -> tuple[AutonomyState, Decision]:
         """Ask the brain, but only where there is something to say; most windows bring no news."""
         each = partial(_each, scores.evaluated.shape)
-        step = each(partial(autonomy.step, self.brain))
+        step = _traced_once(each(partial(autonomy.step, self.brain)))
         _, shapes = jax.eval_shape(step, brain, scores)
         unsaid = (brain, jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes))
-        packing = Packing.of(unsaid, scores.evaluated.shape)
+        shape = scores.evaluated.shape
 
         def ask(packed: Packed) -> Packed:
-            return packing.pack(step(packing.unpack(packed)[0], scores))
+            return pack(step(packed.unpack()[0], scores), shape)
 
         news = jnp.any(~brain.done & (scores.evaluated | ~scores.finite))
-        brain, decision = packing.unpack(_only_if(news, ask, packing.pack(unsaid)))
+        brain, decision = _only_if(news, ask, pack(unsaid, shape)).unpack()
         return jax.tree.map(partial(jnp.where, news), brain, each(autonomy.tick)(brain)), decision
 
-    def chunk(self, members: Member, n_windows: jax.Array, max_windows: int) -> tuple[Member, WindowReport]:
-        """Up to `n_windows` (traced) windows of a block [B] (or of a single member, without that axis).
+    def chunk(self, members: Packed, n_windows: jax.Array, max_windows: int) -> tuple[Packed, Packed]:
+        """Up to `n_windows` (traced) windows of a block of packed members [B] (or of one, without that axis).
 
-        Reports are [max_windows, B]; unused rows are zero.
+        Returns the members and the packed reports [max_windows, B]; unused rows are zero.
         """
-        shape = members.brain.done.shape
-        packing = Packing.of(members, shape)
-        row_shapes = jax.eval_shape(self.window, members)[1]
-        row_packing = Packing.of(row_shapes, shape)
-        empty = jax.eval_shape(row_packing.pack, row_shapes)
-        reports = jax.tree.map(lambda s: jnp.zeros((max_windows, *s.shape), s.dtype), empty)
+        shape = members.unpack().brain.done.shape
+
+        @_traced_once
+        def window(members: Packed) -> tuple[Packed, Packed]:
+            new, row = self.window(members.unpack())
+            return pack(new, shape), pack(row, shape)
 
         def going(carry: tuple[jax.Array, Packed, Packed]) -> jax.Array:
-            i, packed, _ = carry
-            return (i < n_windows) & ~jnp.all(packing.unpack(packed).brain.done)
+            i, members, _ = carry
+            return (i < n_windows) & ~jnp.all(members.unpack().brain.done)
 
         def body(carry: tuple[jax.Array, Packed, Packed]) -> tuple[jax.Array, Packed, Packed]:
-            i, packed, reports = carry
-            members, row = self.window(packing.unpack(packed))
-            reports = jax.tree.map(lambda buffer, x: buffer.at[i].set(x), reports, row_packing.pack(row))
-            return i + 1, packing.pack(members), reports
+            i, members, reports = carry
+            members, row = window(members)
+            return i + 1, members, jax.tree.map(lambda buffer, x: buffer.at[i].set(x), reports, row)
 
-        _, packed, reports = jax.lax.while_loop(going, body, (jnp.int32(0), packing.pack(members), reports))
-        return packing.unpack(packed), row_packing.unpack(reports)
+        row = jax.eval_shape(window, members)[1]
+        reports = jax.tree.map(lambda x: jnp.zeros((max_windows, *x.shape), x.dtype), row)
+        _, members, reports = jax.lax.while_loop(going, body, (jnp.int32(0), members, reports))
+        return members, reports
 
     def score(self, learner: Learner, key: jax.Array) -> jax.Array:
         """[] float32: mean return of `eval_episodes` whole episodes of the deterministic policy."""
@@ -161,17 +163,11 @@ class Program:
     ) -> tuple[Snapshot, Learner]:
         """Save, roll back, reset: behind conditionals, because most windows do none of it."""
         each = partial(_each, decision.stop.shape)
-        best = _only_if(
-            jnp.any(decision.save_best),
-            lambda best: _select(decision.save_best, each(self.algorithm.snapshot)(learner), best),
-            best,
-        )
-
-        def repaired(learner: Learner) -> Learner:
-            restored = _select(decision.rollback, each(self.algorithm.restore)(learner, best), learner)
-            return _select(decision.reset_envs, each(self.algorithm.reset_envs)(restored, key()), restored)
-
-        return best, _only_if(jnp.any(decision.rollback | decision.reset_envs), repaired, learner)
+        algorithm = self.algorithm
+        best = _where(decision.save_best, lambda _: each(algorithm.snapshot)(learner), best)
+        learner = _where(decision.rollback, lambda learner: each(algorithm.restore)(learner, best), learner)
+        learner = _where(decision.reset_envs, lambda learner: each(algorithm.reset_envs)(learner, key()), learner)
+        return best, learner
 
 
 def make_mesh(devices: list[Any]) -> Mesh:
@@ -179,26 +175,34 @@ def make_mesh(devices: list[Any]) -> Mesh:
     return Mesh(np.asarray(devices), (MEMBERS,))
 
 
-def sharded_init(program: Program, mesh: Mesh) -> Callable[..., Member]:
-    """init over stacked arguments [M]; the result is spread over the mesh."""
-    init = partial(_mapped, program.init)
-    return jax.jit(_shard(init, mesh, n_args=5), out_shardings=NamedSharding(mesh, P(MEMBERS)))
+def sharded_init(program: Program, mesh: Mesh) -> Callable[..., Packed]:
+    """(seed, variant, and the rest of `Program.init`'s arguments) [M] -> packed members [M], spread over the mesh."""
+
+    def init(seed: jax.Array, variant: jax.Array, *args: Any) -> Packed:
+        key = jax.random.fold_in(jax.random.key(seed), variant)
+        return pack(program.init(key, *args), ())
+
+    spread = _shard(partial(_mapped, init), mesh, n_args=6)
+    return jax.jit(spread, out_shardings=NamedSharding(mesh, P(MEMBERS)))
 
 
-def sharded_chunk(program: Program, mesh: Mesh, block: int, max_windows: int) -> Callable[..., tuple[Member, Any]]:
-    """(members [M], n_windows []) -> (members, reports [max_windows, M]); M must divide by devices * block.
+def sharded_chunk(program: Program, mesh: Mesh, block: int, max_windows: int) -> Callable[..., tuple[Packed, Packed]]:
+    """(members [M], n_windows []) -> (members, reports [max_windows, M]), packed; M must divide by devices * block.
 
     The members' buffers are donated. `n_windows` is traced: chunks of any length run the same program.
     """
 
-    def local(members: Member, n_windows: jax.Array) -> tuple[Member, WindowReport]:
-        count = members.brain.done.shape[0]
+    def local(members: Packed, n_windows: jax.Array) -> tuple[Packed, Packed]:
+        count = members.unpack().brain.done.shape[0]
         rows = (count // block, block) if block > 1 else (count,)
         blocks = jax.tree.map(lambda x: x.reshape(*rows, *x.shape[1:]), members)
         run = partial(program.chunk, n_windows=n_windows, max_windows=max_windows)
         blocks, reports = jax.lax.map(run, blocks)
         members = jax.tree.map(lambda x: x.reshape(count, *x.shape[len(rows) :]), blocks)
-        return members, jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1).reshape(max_windows, count), reports)
+        lead = 1 + len(rows)  # axes of a report before its own: block, window, and the block's members if they have one
+        return members, jax.tree.map(
+            lambda x: jnp.moveaxis(x, 0, 1).reshape(max_windows, count, *x.shape[lead:]), reports
+        )
 
     spread = jax.shard_map(
         local, mesh=mesh, in_specs=(P(MEMBERS), P()), out_specs=(P(MEMBERS), P(None, MEMBERS)), check_vma=False
@@ -206,10 +210,11 @@ def sharded_chunk(program: Program, mesh: Mesh, block: int, max_windows: int) ->
     return jax.jit(spread, donate_argnums=0)
 
 
-def sharded_final(program: Program, mesh: Mesh, n_episodes: int) -> Callable[[Member], tuple[Policy, EpisodeStats]]:
-    """members [M] -> best policies [M] and their fresh episodes [M, n_episodes]."""
+def sharded_final(program: Program, mesh: Mesh, n_episodes: int) -> Callable[[Packed], tuple[Policy, EpisodeStats]]:
+    """Packed members [M] -> best policies [M] and their fresh episodes [M, n_episodes]."""
 
-    def final(member: Member) -> tuple[Policy, EpisodeStats]:
+    def final(packed: Packed) -> tuple[Policy, EpisodeStats]:
+        member = packed.unpack()
         policy = program.best_policy(member)
         key = jax.random.fold_in(member.key, autonomy.NO_LIMIT)  # no window ever has this number
         return policy, program.rollouts(policy, key, n_episodes)
@@ -225,16 +230,9 @@ def _mapped(f: Callable[..., Any], *stacked: Any) -> Any:
     return jax.lax.map(lambda args: f(*args), stacked)
 
 
-def _keys(members: Member, purpose: int) -> jax.Array:
-    """Keys for one purpose in this window, one for each member.
-
-    The purpose comes first: that key is the same in every window, and the compiler takes it out of the loop.
-    """
-
-    def one(key: jax.Array, window: jax.Array) -> jax.Array:
-        return jax.random.fold_in(jax.random.fold_in(key, purpose), window)
-
-    return _each(members.brain.done.shape, one)(members.key, members.brain.window)
+def _for(keys: jax.Array, purpose: int) -> jax.Array:
+    """The keys [B] (or the one []) of this window for one purpose."""
+    return _each(keys.shape, lambda key: jax.random.fold_in(key, purpose))(keys)
 
 
 def _report(
@@ -272,6 +270,20 @@ def _only_if(condition: jax.Array, f: Callable[[Any], Any], x: Any) -> Any:
         return jnp.bool_(False), f(carry[1])
 
     return jax.lax.while_loop(lambda carry: carry[0], once, (condition, x))[1]
+
+
+def _where(condition: jax.Array, f: Callable[[Any], Any], x: Any) -> Any:
+    """f(x) for the members of a block whose condition [B] holds (or for the single one: []), x for the others."""
+
+    def changed(x: Any) -> Any:
+        return _select(condition, f(x), x) if condition.ndim else f(x)
+
+    return _only_if(jnp.any(condition), changed, x)
+
+
+def _traced_once(f: Callable[..., Any]) -> Callable[..., Any]:
+    """f, for a caller that asks for its shapes first and then calls it."""
+    return jax.jit(f, inline=True)
 
 
 def _each(shape: tuple[int, ...], f: Callable[..., Any]) -> Callable[..., Any]:

@@ -22,6 +22,7 @@ from tensor_optix.core.autonomy import NO_LIMIT
 from tensor_optix.core.types import StopReason
 from tensor_optix.loop.compiled import MEMBERS, Member, Program, make_mesh, sharded_chunk, sharded_final, sharded_init
 from tensor_optix.loop.events import ChunkReport
+from tensor_optix.loop.packing import Packed, pack
 from tensor_optix.loop.runtime import compiler_options
 
 CHUNK_SECONDS = 0.5  # how long the host leaves the device alone
@@ -36,9 +37,6 @@ class MemberSpec:
     seed: int
     variant: int
     hyper: dict[str, float]
-
-    def key(self) -> jax.Array:
-        return jax.random.fold_in(jax.random.key(self.seed), self.variant)
 
 
 @dataclass(frozen=True)
@@ -110,7 +108,7 @@ class Session:
         self.run_s = 0.0
         self.compile_s = 0.0
         self._seconds_per_window: float | None = None
-        self._members: Member | None = None
+        self._members: Packed | None = None
 
     # -- compile and start -------------------------------------------------------------------------------
 
@@ -120,13 +118,14 @@ class Session:
         args = self._init_args()
         shapes = jax.eval_shape(self._init, *args)
         members = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=self._sharding), shapes)
-        options = compiler_options(jax.default_backend())
+        platform = jax.default_backend()
         programs: list[tuple[str, Any, tuple[Any, ...]]] = [
+            ("init", self._init, args),  # compiles while the chunk is being traced
             ("chunk", self._chunk, (members, jax.ShapeDtypeStruct((), jnp.int32))),
-            ("init", self._init, args),
             ("final", self._final, (members,)),
         ]
         for name, function, arguments in programs:
+            options = compiler_options(platform, runs_once=name == "init")
             self._compiled[name] = self._pool.submit(function.lower(*arguments).compile, options)
         self._compiled["chunk"].result()
         self._compiled["init"].result()
@@ -148,7 +147,8 @@ class Session:
         specs = [self.specs[max(i, 0)] for i in self.member_ids]
         hyper = {name: np.asarray([spec.hyper[name] for spec in specs], np.float32) for name in self.specs[0].hyper}
         args = (
-            jnp.stack([spec.key() for spec in specs]),
+            np.asarray([spec.seed for spec in specs], np.uint32),
+            np.asarray([spec.variant for spec in specs], np.uint32),
             hyper,
             np.full(self.layout.lanes, self.max_windows, np.int32),
             np.full(self.layout.lanes, self.target_score, np.float32),
@@ -168,7 +168,7 @@ class Session:
         n_windows = self._next_chunk()
         started = time.perf_counter()
         self._members, reports = chunk(self._members, jnp.int32(n_windows))
-        reports = jax.device_get(reports)
+        reports = jax.device_get(reports).unpack()
         elapsed = time.perf_counter() - started
         self.run_s += elapsed
         self._seconds_per_window = elapsed / n_windows
@@ -216,20 +216,20 @@ class Session:
         if order is None or self.done:
             return
         self.member_ids = self.member_ids[order]
-        self._put(jax.tree.map(lambda x: x[order], _to_host(self._members)))
+        self._put(jax.tree.map(lambda x: x[order], self._host_members()))
 
     # -- state -------------------------------------------------------------------------------------------
 
     def state(self) -> dict[str, Any]:
         """Everything needed to go on exactly, in member order, on the host; independent of devices and blocks."""
         lane_of = np.argsort(np.where(self.member_ids == EMPTY, NO_LIMIT, self.member_ids))[: len(self.specs)]
-        members = jax.tree.map(lambda x: x[lane_of], _to_host(self._members))
+        members = jax.tree.map(lambda x: x[lane_of], self._host_members())
         return {"members": members, "windows": self.windows.copy(), "stop_reasons": self.stop_reasons.copy()}
 
     def template(self) -> dict[str, Any]:
         """Shapes and dtypes of `state()`, without running anything."""
-        shapes = jax.eval_shape(self._init, *self._init_args())
-        shapes = jax.eval_shape(lambda tree: jax.tree.map(_key_data, tree), shapes)
+        packed = jax.eval_shape(self._init, *self._init_args())
+        shapes = jax.eval_shape(lambda packed: jax.tree.map(_key_data, packed.unpack()), packed)
         count = len(self.specs)
         members = jax.tree.map(lambda s: jax.ShapeDtypeStruct((count, *s.shape[1:]), s.dtype), shapes)
         counters = jax.ShapeDtypeStruct((count,), np.int64)
@@ -253,9 +253,14 @@ class Session:
     def close(self) -> None:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
-    def _put(self, host: Any) -> None:
+    def _host_members(self) -> Member:
+        """Members [lanes] in NumPy, typed keys as their data."""
+        assert self._members is not None, "start() or load() comes first"
+        return jax.tree.map(lambda x: np.asarray(_key_data(x)), self._members).unpack()
+
+    def _put(self, host: Member) -> None:
         template = jax.eval_shape(self._init, *self._init_args())
-        wrapped = jax.tree.map(_wrap_key, host, template)
+        wrapped = jax.tree.map(_wrap_key, pack(host, (self.layout.lanes,)), template)
         self._members = jax.device_put(wrapped, self._sharding)
 
     def _dealt(self, lanes: np.ndarray) -> np.ndarray:
@@ -282,10 +287,6 @@ def _is_key(x: Any) -> bool:
 
 def _key_data(x: Any) -> Any:
     return jax.random.key_data(x) if _is_key(x) else x
-
-
-def _to_host(tree: Any) -> Any:
-    return jax.tree.map(lambda x: np.asarray(_key_data(x)), tree)
 
 
 def _wrap_key(x: Any, like: Any) -> Any:

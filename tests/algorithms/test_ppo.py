@@ -52,9 +52,14 @@ def with_constant_value(learner, value):
     return learner.replace(params={**learner.params, "critic": critic})
 
 
+def collecting_keys(algorithm, key):
+    """What `_collect` draws from: a key for the actions and one for each step."""
+    return jax.random.split(key, 1 + algorithm.config.n_steps)
+
+
 def collect_and_batch(algorithm, learner, key, hyper):
     """What `window` learns from, and the rollout it comes from."""
-    _, obs, rollout, _ = algorithm._collect(learner, key)
+    _, obs, rollout, _ = algorithm._collect(learner, collecting_keys(algorithm, key))
     return rollout, algorithm._batch(learner, rollout, rollout.reward, obs, hyper)
 
 
@@ -101,8 +106,8 @@ class TestActingIsLearning:
         algorithm = ppo("CartPole-v1", normalize_observations=True)
         learner, hyper, key = start(algorithm), hyper_of(algorithm), jax.random.key(2)
         after, stats = jitted(algorithm, "window")(learner, hyper, key)
-        key_collect, _ = jax.random.split(jax.random.key(2))
-        _, _, rollout, _ = jitted(algorithm, "_collect")(learner, key_collect)
+        keys = jax.random.split(jax.random.key(2), 2 + algorithm.config.n_steps)  # the first one shuffles
+        _, _, rollout, _ = jitted(algorithm, "_collect")(learner, keys[1:])
         flat = np.asarray(rollout.obs, np.float64).reshape(64, -1)
         assert after.obs_moments.count == 64
         np.testing.assert_allclose(after.obs_moments.mean, flat.mean(0), atol=1e-5)
@@ -250,9 +255,9 @@ class TestWindows:
     def test_the_next_window_acts_on_the_last_observation(self):
         algorithm = ppo("CartPole-v1")
         learner = start(algorithm)
-        env_state, obs, first, _ = jitted(algorithm, "_collect")(learner, jax.random.key(1))
+        env_state, obs, first, _ = jitted(algorithm, "_collect")(learner, collecting_keys(algorithm, jax.random.key(1)))
         learner = learner.replace(env_state=env_state, obs=obs)
-        *_, second, _ = jitted(algorithm, "_collect")(learner, jax.random.key(2))
+        *_, second, _ = jitted(algorithm, "_collect")(learner, collecting_keys(algorithm, jax.random.key(2)))
         np.testing.assert_array_equal(first.obs[0], start(algorithm).obs)
         np.testing.assert_array_equal(second.obs[0], obs)
         for t in range(15):
@@ -295,7 +300,7 @@ class TestWindows:
         algorithm = ppo("Pendulum-v1", initial_log_std=-0.5)
         learner, hyper = start(algorithm), hyper_of(algorithm)
         np.testing.assert_array_equal(learner.params["log_std"], np.float32([-0.5]))
-        _, obs, rollout, _ = jitted(algorithm, "_collect")(learner, jax.random.key(0))
+        _, obs, rollout, _ = jitted(algorithm, "_collect")(learner, collecting_keys(algorithm, jax.random.key(0)))
         assert rollout.action.shape == (16, 4, 1)
         assert rollout.action.dtype == np.float32
         assert rollout.log_prob.shape == rollout.reward.shape == (16, 4)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tensor_optix.loop.packing import Packing
+from tensor_optix.loop.packing import pack
 
 
 def tree(shape):
@@ -22,8 +22,7 @@ def tree(shape):
 
 @pytest.mark.parametrize("shape", [(), (4,)], ids=str)
 def test_round_trip(shape):
-    packing = Packing.of(tree(shape), shape)
-    back = jax.jit(lambda t: packing.unpack(packing.pack(t)))(tree(shape))
+    back = jax.jit(lambda t: pack(t, shape))(tree(shape)).unpack()
     assert jax.tree.structure(back) == jax.tree.structure(tree(shape))
     for a, b in zip(jax.tree.leaves(back), jax.tree.leaves(tree(shape)), strict=True):
         assert a.dtype == b.dtype
@@ -34,17 +33,26 @@ def test_round_trip(shape):
 
 @pytest.mark.parametrize("shape", [(), (4,)], ids=str)
 def test_scalars_of_a_dtype_share_one_vector_and_the_rest_stays(shape):
-    vectors, rest = Packing.of(tree(shape), shape).pack(tree(shape))
-    assert {name: v.shape for name, v in vectors.items()} == {
+    packed = pack(tree(shape), shape)
+    assert {name: v.shape for name, v in packed.vectors.items()} == {
         "float32": (*shape, 2),
         "int32": (*shape, 2),
         "bool": (*shape, 1),
     }
-    assert [leaf.shape for leaf in rest] == [shape, (*shape, 3)]  # the key and the vector
+    assert [leaf.shape for leaf in packed.rest] == [shape, (*shape, 3)]  # the key and the vector
 
 
-def test_what_was_packed_by_shape_unpacks_stacked_rows():
-    shapes = jax.eval_shape(lambda: tree(()))
-    packing = Packing.of(shapes, ())
-    rows = jax.vmap(packing.pack)(tree((5,)))
-    np.testing.assert_array_equal(packing.unpack(rows)["other"], tree((5,))["other"])
+def test_packed_rows_may_be_stacked_and_unpacked():
+    rows = jax.vmap(lambda t: pack(t, ()))(tree((5,)))
+    np.testing.assert_array_equal(rows.unpack()["other"], tree((5,))["other"])
+
+
+def test_the_host_packs_without_a_device():
+    host = {name: np.asarray(x) for name, x in tree((4,)).items() if name in ("float", "flag", "vector", "other")}
+    packed = pack(host, (4,))
+    assert all(isinstance(x, np.ndarray) for x in jax.tree.leaves(packed))
+    device = pack(jax.tree.map(jnp.asarray, host), (4,))
+    assert jax.tree.structure(packed) == jax.tree.structure(device)
+    for a, b in zip(jax.tree.leaves(packed), jax.tree.leaves(device), strict=True):
+        np.testing.assert_array_equal(a, b)
+        assert a.dtype == b.dtype

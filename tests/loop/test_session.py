@@ -85,6 +85,14 @@ def test_seeds_differ_in_everything_random(reference):
             assert not np.array_equal(leaf[0], leaf[1])
 
 
+def test_a_members_key_is_told_by_its_seed_and_variant():
+    session = session_of(plan_of(seeds=[0, 7, 2**32 - 1], variants=[{"gamma": 0.9}, {"gamma": 0.8}]))
+    expected = [jax.random.split(jax.random.fold_in(jax.random.key(m.seed), m.variant), 3)[2] for m in session.specs]
+    keys = session.state()["members"].key
+    np.testing.assert_array_equal(keys, [jax.random.key_data(key) for key in expected])
+    assert len(np.unique(keys, axis=0)) == 6
+
+
 def test_no_recompilation_and_no_window_past_the_end():
     session = session_of(plan_of(total_steps=64 * 9))
     reports = run_windows(session, 50, chunk=4)
