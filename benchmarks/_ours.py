@@ -91,7 +91,7 @@ def bare_window(env: str, n_windows: int, seed: int = 0) -> Callable[[], float]:
 
     from tensor_optix import envs
     from tensor_optix.algorithms.ppo import PPO, PPOConfig
-    from tensor_optix.loop.runtime import compiler_options
+    from tensor_optix.loop.runtime import compile_program
 
     algorithm = PPO(env=envs.make(env), config=PPOConfig(**PLAIN_CONFIG))
     hyper = {name: jnp.float32(value) for name, value in (algorithm.hyperparams() | PLAIN_HYPERPARAMS).items()}
@@ -102,7 +102,7 @@ def bare_window(env: str, n_windows: int, seed: int = 0) -> Callable[[], float]:
 
     key_init, key_windows = jax.random.split(jax.random.key(seed))
     learner, keys = jax.jit(algorithm.init)(key_init, hyper), jax.random.split(key_windows, n_windows)
-    compiled = windows.lower(learner, keys).compile(compiler_options(jax.default_backend()))
+    compiled = compile_program(windows.lower(learner, keys), jax.default_backend())
 
     def measure() -> float:
         start = time.perf_counter()

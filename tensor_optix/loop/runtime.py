@@ -92,6 +92,21 @@ def compiler_options(platform: str, runs_once: bool = False) -> dict[str, Any]:
     return options | {"xla_cpu_use_fusion_emitters": False} if runs_once else options
 
 
+def compile_program(lowered: Any, platform: str, runs_once: bool = False) -> Any:
+    """Compile what `jax.jit(f).lower(...)` returned with `compiler_options`, less those this XLA does not know."""
+    import jax
+
+    options = compiler_options(platform, runs_once)
+    while True:
+        try:
+            return lowered.compile(options)
+        except jax.errors.JaxRuntimeError as error:
+            unknown = [name for name in options if f"'{name}'" in str(error)]
+            if "No such compile option" not in str(error) or not unknown:
+                raise
+            options = {name: value for name, value in options.items() if name not in unknown}
+
+
 def _start(cache_dir: str | Path | None) -> Runtime:
     import jax
 

@@ -23,7 +23,7 @@ from tensor_optix.core.types import StopReason
 from tensor_optix.loop.compiled import MEMBERS, Member, Program, make_mesh, sharded_chunk, sharded_final, sharded_init
 from tensor_optix.loop.events import ChunkReport
 from tensor_optix.loop.packing import Packed, pack
-from tensor_optix.loop.runtime import compiler_options
+from tensor_optix.loop.runtime import compile_program
 
 CHUNK_SECONDS = 0.5  # how long the host leaves the device alone
 MAX_CHUNK = 256  # windows; sizes the report buffers
@@ -125,8 +125,8 @@ class Session:
             ("final", self._final, (members,)),
         ]
         for name, function, arguments in programs:
-            options = compiler_options(platform, runs_once=name == "init")
-            self._compiled[name] = self._pool.submit(function.lower(*arguments).compile, options)
+            lowered = function.lower(*arguments)
+            self._compiled[name] = self._pool.submit(compile_program, lowered, platform, runs_once=name == "init")
         self._compiled["chunk"].result()
         self._compiled["init"].result()
         self.compile_s += time.perf_counter() - started

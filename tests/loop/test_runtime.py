@@ -165,6 +165,28 @@ def test_the_default_cache_follows_the_users_directories(monkeypatch, tmp_path):
     assert runtime.default_cache_dir() == tmp_path / "home" / ".cache" / "tensor_optix" / "xla"
 
 
+@pytest.mark.parametrize("runs_once", [True, False])
+def test_an_option_that_xla_does_not_know_is_left_out(monkeypatch, runs_once):
+    import jax
+
+    known = runtime.compiler_options("cpu", runs_once)
+    asked = {"xla_of_another_version": 1} | known | {"xla_cpu_of_another_version": True}
+    monkeypatch.setattr(runtime, "compiler_options", lambda *_: asked)
+    compiled = runtime.compile_program(jax.jit(lambda x: x + 1).lower(1.0), "cpu", runs_once)
+    assert compiled(1.0) == 2.0
+
+
+def test_other_errors_of_the_compiler_are_not_hidden():
+    import jax
+
+    class Broken:
+        def compile(self, options):
+            raise jax.errors.JaxRuntimeError("INTERNAL: 'xla_cpu_scheduler_type' is broken")
+
+    with pytest.raises(jax.errors.JaxRuntimeError, match="broken"):
+        runtime.compile_program(Broken(), "cpu")
+
+
 def test_only_a_cpu_needs_compiler_options():
     assert runtime.compiler_options("gpu") == {}
     assert runtime.compiler_options("cpu")

@@ -74,6 +74,6 @@ def test_acting_for_a_few_environments_is_one_kernel():
         return jax.lax.fori_loop(0, 100, lambda _, x: nnx.merge(graph, state)(x), x)
 
     lowered = jax.jit(acting).lower(state, jnp.ones((8, 4)))
-    text = lowered.compile(runtime.compiler_options("cpu")).as_text()
+    text = runtime.compile_program(lowered, "cpu").as_text()
     assert "xla_cpu_small_call" in text
     assert "kind=kCustom" not in text
