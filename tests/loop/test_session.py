@@ -124,6 +124,26 @@ def test_final_evaluation_is_of_the_best_policy_and_repeatable(reference):
     np.testing.assert_array_equal(policies.actor["head"]["bias"], reference["members"].best[0]["actor"]["head"]["bias"])
 
 
+@pytest.mark.parametrize("block", [1, 2])
+def test_the_best_is_the_learner_of_the_window_that_said_so(block):
+    session = session_of(plan_of(), block=block)
+    kept = session.state()["members"].best
+    said = []
+    for _ in range(12):
+        (report,) = run_windows(session, 1)
+        members = session.state()["members"]
+        said.append((report.events[0] & Event.BEST) != 0)
+        now = members.learner.params, members.learner.opt
+        assert_same_bits(members.best[:2], jax.tree.map(lambda a, b: _pick(said[-1], a, b), now, kept[:2]))
+        kept = members.best
+    assert np.any(said)
+    assert not np.all(said)
+
+
+def _pick(mask, a, b):
+    return np.where(np.reshape(mask, (-1,) + (1,) * (np.ndim(a) - 1)), a, b)
+
+
 @pytest.fixture(scope="module")
 def poisoned(reference):
     """The reference's first member with a NaN among its weights, three windows on."""
