@@ -41,18 +41,18 @@ else:
 """
 
 
-def killed_run(path, how, word, seconds):
-    """One process, killed `seconds` after it first said `word`; all it said."""
+def killed_run(path, how, word, times, seconds):
+    """One process, killed `seconds` after it said `word` so many times; all it said."""
     cache = jax.config.jax_compilation_cache_dir
     environment = {name: value for name, value in os.environ.items() if name != "NPROC"}
     process = subprocess.Popen(
         [sys.executable, "-c", TRAIN, str(path), cache, how], stdout=subprocess.PIPE, text=True, env=environment
     )
     try:
-        heard = [process.stdout.readline()]
-        while not heard[-1].startswith(word):
-            assert heard[-1], "it ended before it saved"
+        heard: list[str] = []
+        while sum(line.startswith(word) for line in heard) < times:
             heard.append(process.stdout.readline())
+            assert heard[-1], "it ended before it saved"
         time.sleep(seconds)
     finally:
         process.send_signal(signal.SIGKILL)
@@ -75,7 +75,8 @@ def run_kills(path, trials):
     mid_save, before = 0, 0
     for trial in range(trials):
         word = rng.choice(["saving", "saved", "saved"])
-        said = killed_run(path, "new" if trial == 0 else "again", word, rng.uniform(0.0, 0.4))
+        times = 3 if trial == 0 else rng.choice([1, 1, 3])  # first far enough that beginning anew would show
+        said = killed_run(path, "new" if trial == 0 else "again", word, times, rng.uniform(0.0, 0.4))
         finished = max([step for word, step in said if word == "saved"], default=before)
         mid_save += said[-1][0] == "saving"
         found = newest(path)
