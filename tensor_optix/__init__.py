@@ -28,6 +28,13 @@ _PUBLIC = {
     "MemberResult": "tensor_optix.results",
     "Policy": "tensor_optix.policy",
     "RunDirError": "tensor_optix.loop.durable",
+    # the host run: any agent, any source
+    "LoopController": "tensor_optix.loop.host",
+    "HostResult": "tensor_optix.loop.host",
+    "EpisodeEvaluator": "tensor_optix.loop.episode_returns",
+    "CheckpointRegistry": "tensor_optix.loop.checkpoint_registry",
+    "BatchPipeline": "tensor_optix.pipeline",
+    "VectorBatchPipeline": "tensor_optix.pipeline",
     # environments
     "check_environment": "tensor_optix.envs.checker",
     # contracts and data

@@ -15,6 +15,7 @@ LAYERS = [
     {"networks"},
     {"algorithms"},
     {"loop"},
+    {"pipeline"},
     {"statistics", "curves", "reporting", "figures", "results", "policy", "config", "plan"},
     {"callbacks"},
     {"training"},

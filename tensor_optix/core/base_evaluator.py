@@ -12,10 +12,13 @@ class BaseEvaluator(ABC):
     """Scores windows. Only `score` is required."""
 
     @abstractmethod
-    def score(self, episode_data: EpisodeData, train_diagnostics: dict[str, Any]) -> EvalMetrics:
-        """The score of one window; higher is better."""
+    def score(self, episode_data: EpisodeData, train_diagnostics: dict[str, Any]) -> EvalMetrics | None:
+        """The score of one window; higher is better. None: it tells nothing yet, ask again after the next window."""
 
-    def score_validation(self, episode_data: EpisodeData) -> EvalMetrics:
+    def observe(self, episode_data: EpisodeData) -> None:  # noqa: B027 - an optional hook
+        """Every window that was learned from, also those between evaluations; called before `score`. Optional."""
+
+    def score_validation(self, episode_data: EpisodeData) -> EvalMetrics | None:
         """The score of a window that was not learned from."""
         return self.score(episode_data, {})
 

@@ -35,6 +35,7 @@ class StopReason(enum.IntEnum):
     BUDGET = 3
     NON_FINITE = 4
     INTERRUPTED = 5
+    EXHAUSTED = 6
 
     @property
     def label(self) -> str:
@@ -52,6 +53,7 @@ _STOP_SENTENCES = {
     StopReason.BUDGET: "the budget of environment steps was used up while the score may still rise",
     StopReason.NON_FINITE: "NaN or infinity came back after every roll-back",
     StopReason.INTERRUPTED: "interrupted; the run can be resumed",
+    StopReason.EXHAUSTED: "the source of experience ended",
 }
 
 
