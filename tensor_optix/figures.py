@@ -39,6 +39,7 @@ _STOP_MARKERS = {  # marker, colour, relative size
     StopReason.BUDGET: ("s", "#6b7480", 0.9),
     StopReason.NON_FINITE: ("X", "#c4302b", 1.0),
     StopReason.INTERRUPTED: ("d", "#8250a8", 1.0),
+    StopReason.EXHAUSTED: ("s", "#3b82a0", 0.9),
 }
 _EVENT_MARKERS = {  # marker, colour, label
     Event.BEST: ("|", "#2f5d3c", "new best"),

@@ -44,6 +44,7 @@ _STOP_STYLES = {
     StopReason.BUDGET: "cyan",
     StopReason.NON_FINITE: "bold red",
     StopReason.INTERRUPTED: "magenta",
+    StopReason.EXHAUSTED: "cyan",
 }
 
 

@@ -29,6 +29,7 @@ _CAUSES = {
     errno.EROFS: "the file system is read-only; choose another path",
     errno.EACCES: "this user may not write there; change the permissions or choose another path",
     errno.EPERM: "this user may not write there; change the permissions or choose another path",
+    errno.EEXIST: "a file of that name is in the way; choose another path",
     errno.ENOTDIR: "a part of the path is a file, not a directory; choose another path",
     errno.ENAMETOOLONG: "the path is too long; choose a shorter one",
 }

@@ -33,6 +33,7 @@ from tensor_optix.core.types import (
     StopReason,
 )
 from tensor_optix.loop.checkpoint_registry import CheckpointRegistry
+from tensor_optix.loop.durable import RunDirError
 from tensor_optix.loop.episode_returns import EpisodeEvaluator
 from tensor_optix.loop.events import CallbackFailure, CallbackList
 from tensor_optix.loop.host_brain import HostBrain, Verdict
@@ -49,13 +50,15 @@ class HostResult:
     history: list[EvalMetrics]  # every evaluation, oldest first
     best_snapshot: PolicySnapshot | None
     callback_failures: list[CallbackFailure] = dataclasses.field(default_factory=list)
+    notes: list[str] = dataclasses.field(default_factory=list)  # what went wrong without ending the run
 
     def __str__(self) -> str:
         best = "nothing was saved"
         if self.best_snapshot is not None:
             snapshot = self.best_snapshot
             best = f"best score {snapshot.eval_metrics.primary_score:g} at window {snapshot.episode_id}"
-        return f"{self.stop_reason.describe()}; {self.windows} windows, {len(self.history)} evaluations, {best}"
+        facts = f"{self.stop_reason.describe()}; {self.windows} windows, {len(self.history)} evaluations, {best}"
+        return "\n".join([facts, *self.notes])
 
 
 class LoopController:
@@ -123,6 +126,7 @@ class LoopController:
         self.checkpoint_score_fn, self.diagnostic_controller = checkpoint_score_fn, diagnostic_controller
         self.score_smoothing = score_smoothing
         self.history: list[EvalMetrics] = []
+        self.notes: list[str] = []
         self.result: HostResult | None = None
         self._stop_asked = False
         self._saved: PolicySnapshot | None = None  # the best of this run
@@ -183,7 +187,9 @@ class LoopController:
             reason = StopReason.INTERRUPTED
         finally:
             self._tear_down()
-        self.result = HostResult(reason, self.brain.window, self.history, self._saved, self.callbacks.failures)
+        self.result = HostResult(
+            reason, self.brain.window, self.history, self._saved, self.callbacks.failures, self.notes
+        )
         self.callbacks.call("on_loop_stop")
         return self.result
 
@@ -242,12 +248,28 @@ class LoopController:
     def _keep(self, verdict: Verdict, metrics: EvalMetrics | None, window: int) -> None:
         if verdict.save_best and metrics is not None:
             hyperparams = HyperparamSet(dict(self.agent.get_hyperparams().params), window)
-            self._saved = self.registry.save(self.agent, metrics, hyperparams)
+            try:
+                self._saved = self.registry.save(self.agent, metrics, hyperparams)
+            except RunDirError as error:  # a full disk costs this snapshot, not the run
+                self._note(f"window {window} was the best so far and is lost: {error}")
+
+    def _load(self, snapshot: PolicySnapshot) -> None:
+        """The snapshot, or the best one left where it is damaged."""
+        try:
+            self.registry.load(self.agent, snapshot.snapshot_id)
+        except (RunDirError, ValueError) as error:
+            other = self.registry.load_best(self.agent)
+            instead = "nothing is left" if other is None else f"snapshot {other.snapshot_id} is in its place"
+            self._note(f"{error} Of the others {instead}.")
+
+    def _note(self, text: str) -> None:
+        _log.warning(text)
+        self.notes.append(text)
 
     def _roll_back(self) -> None:
         snapshot = self._saved or self._beginning
         if snapshot is not None:
-            self.registry.load(self.agent, snapshot.snapshot_id)
+            self._load(snapshot)
         reset_cache = getattr(self.agent, "reset_cache", None)
         if reset_cache is not None:
             reset_cache()
@@ -307,7 +329,7 @@ class LoopController:
         """The best policy comes back; sources are released, also after an error."""
         try:
             if self._saved is not None:
-                self.registry.load(self.agent, self._saved.snapshot_id)
+                self._load(self._saved)
         finally:
             for pipeline in (self.pipeline, self.val_pipeline):
                 if pipeline is not None:

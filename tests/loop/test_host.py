@@ -20,6 +20,7 @@ from tensor_optix.core.base_pipeline import BasePipeline
 from tensor_optix.core.search_space import search_space
 from tensor_optix.core.types import EpisodeData, EvalMetrics, Event, HyperparamSet, LoopState, Scores, StopReason
 from tensor_optix.loop.checkpoint_registry import CheckpointRegistry
+from tensor_optix.loop.durable import RunDirError
 from tensor_optix.loop.events import LoopCallback
 from tensor_optix.loop.host import LoopController
 from tensor_optix.loop.host_brain import HostBrain
@@ -333,6 +334,46 @@ class TestObeying:
         assert result.windows == 4
         (failure,) = result.callback_failures
         assert (failure.error, failure.count) == ("ValueError: mine", 4)
+
+
+class TestDisk:
+    def test_a_disk_that_fills_up_costs_a_snapshot_and_not_the_run(self, tmp_path, monkeypatch):
+        agent = Plain()
+        registry = CheckpointRegistry(tmp_path)
+        loop = controller(tmp_path, agent, scores=[1.0, 2.0, 3.0, 4.0], checkpoint_registry=registry, max_episodes=4)
+        save, saves = registry.save, []
+
+        def fails_the_third_time(*args):
+            saves.append(args)
+            if len(saves) == 4:  # the first is the beginning
+                raise RunDirError("Could not save a snapshot: disk full.")
+            return save(*args)
+
+        monkeypatch.setattr(registry, "save", fails_the_third_time)
+        result = loop.run()
+        assert result.windows == 4
+        assert result.notes == ["window 2 was the best so far and is lost: Could not save a snapshot: disk full."]
+        assert agent.weight == 4.0
+
+    def test_a_directory_that_cannot_be_written_is_said_before_the_first_window(self, tmp_path):
+        (tmp_path / "file").write_text("")
+        source = Source()
+        with pytest.raises(RunDirError, match="a file of that name is in the way; choose another path"):
+            controller(tmp_path, pipeline=source, checkpoint_registry=CheckpointRegistry(tmp_path / "file")).run()
+        assert (source.collected, source.closed) == (0, 1)
+
+    def test_a_damaged_best_falls_back_to_the_next_and_says_so(self, tmp_path):
+        class Damages(LoopCallback):
+            def on_improvement(self, snapshot):
+                if snapshot.eval_metrics.primary_score == 9.0:
+                    Path(snapshot.weights_path).write_text("123")
+
+        agent = Plain()
+        loop = controller(tmp_path, agent, scores=[1.0, 5.0, 9.0, 2.0], callbacks=[Damages()], max_episodes=4)
+        result = loop.run()
+        assert agent.weight == 2.0
+        (note,) = result.notes
+        assert "is damaged" in note
 
 
 class TestEvaluation:
