@@ -14,9 +14,10 @@ _WRITER = """
 import os, sys, time
 from tensor_optix.loop.run_dir import RunDir
 run = RunDir.open(sys.argv[1])
-worker = os.fork() if sys.argv[2] == "fork" else 0
-if worker or sys.argv[2] != "fork":
-    print(worker, flush=True)
+if sys.argv[2] != "fork":
+    print(0, flush=True)
+elif os.fork() == 0:
+    print(os.getpid(), flush=True)  # said by the child: its hooks after the fork have run
 time.sleep(600)
 """
 
