@@ -57,3 +57,16 @@ def test_readme_call_accepts_its_arguments():
     seen.pop("run_dir")
     plan = make_plan(RunConfig(**seen))
     assert len(plan.members) == 6
+
+
+def test_readme_agent_learns_and_stops(tmp_path, monkeypatch):
+    from tensor_optix import StopReason
+
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    block = next(b for b in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "class Linear" in b)
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    exec(block, names)
+    result = names["loop"].result
+    assert result.stop_reason == StopReason.CONVERGED
+    assert result.best_snapshot.eval_metrics.primary_score > 400
