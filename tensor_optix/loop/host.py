@@ -16,13 +16,12 @@ import jax
 import numpy as np
 
 from tensor_optix.core.autonomy import NO_LIMIT, AutonomyConfig
-from tensor_optix.core.backoff_scheduler import BackoffConfig
 from tensor_optix.core.backoff_shell import BackoffScheduler
 from tensor_optix.core.base_agent import BaseAgent
 from tensor_optix.core.base_evaluator import BaseEvaluator
 from tensor_optix.core.base_optimizer import BaseOptimizer
 from tensor_optix.core.base_pipeline import BasePipeline
-from tensor_optix.core.search_space import SearchSpace, search_space, with_integers
+from tensor_optix.core.search_space import SearchSpace, with_integers
 from tensor_optix.core.types import (
     EpisodeData,
     EvalMetrics,
@@ -116,12 +115,13 @@ class LoopController:
             raise ValueError(f"max_snapshots must be at least 2 for a run, got {checkpoint_registry.max_snapshots}")
         self.agent, self.pipeline, self.val_pipeline = agent, pipeline, val_pipeline
         self.evaluator = evaluator if evaluator is not None else EpisodeEvaluator()
-        self.optimizer, self.registry = (
-            optimizer,
-            checkpoint_registry or CheckpointRegistry("./tensor_optix_checkpoints"),
-        )
-        scheduler = _scheduler_config(backoff_scheduler, min_consecutive_degradations)
-        self.scheduler = backoff_scheduler if backoff_scheduler is not None else BackoffScheduler()
+        self.optimizer = optimizer
+        self.registry = checkpoint_registry or CheckpointRegistry("./tensor_optix_checkpoints")
+        self.scheduler = backoff_scheduler or BackoffScheduler(max_interval_episodes=1)
+        if min_consecutive_degradations is not None:
+            self.scheduler.config = dataclasses.replace(
+                self.scheduler.config, min_consecutive_degradations=min_consecutive_degradations
+            )
         self.callbacks = CallbackList(callbacks or ())
         self.checkpoint_score_fn, self.diagnostic_controller = checkpoint_score_fn, diagnostic_controller
         self.score_smoothing = score_smoothing
@@ -138,9 +138,9 @@ class LoopController:
         space = with_integers(optimizer.space, params) if tuner is not None else SearchSpace()  # type: ignore[union-attr]
         self._outside = optimizer if tuner is None else None
         config = AutonomyConfig(
-            scheduler=scheduler,
+            scheduler=self.scheduler.config,
             tuner=tuner if space.dim else None,
-            space=space if space.dim else search_space({}),
+            space=space,
             rollback_on_degradation=rollback_on_degradation and agent.is_on_policy,
             improvement_margin=float(improvement_margin),
             target_patience=convergence_patience,
@@ -167,33 +167,39 @@ class LoopController:
         self._stop_asked = True
 
     def keep_going(self) -> None:
-        """Answer a DORMANT from `on_dormant`: it was handled (a spawn, a grown network), learning goes on."""
+        """Answer a DORMANT from `on_dormant`: it was handled (a spawn, a grown network), learning goes on.
+
+        Nothing happens where learning does not count as over, or the budget is.
+        """
         self.brain.resume()
 
     def run(self) -> HostResult:
         """Train until the brain, `stop`, the end of the source or Ctrl-C stops it; then the best policy is in place."""
-        reason = StopReason.EXHAUSTED
+        reason = StopReason.INTERRUPTED  # unless something below ends the run: so also after an error
         try:
             self._set_up()
-            if self._stop_asked:
-                reason = StopReason.INTERRUPTED
-            else:
-                for data in self.pipeline.episodes():
-                    reason = self._window(data)
-                    if reason != StopReason.RUNNING:
-                        break
-                    reason = StopReason.EXHAUSTED
+            if not self._stop_asked:
+                reason = self._windows()
         except KeyboardInterrupt:
-            reason = StopReason.INTERRUPTED
+            pass
         finally:
-            self._tear_down()
-        self.result = HostResult(
-            reason, self.brain.window, self.history, self._saved, self.callbacks.failures, self.notes
-        )
-        self.callbacks.call("on_loop_stop")
+            try:
+                self._tear_down()
+            finally:
+                self.result = HostResult(
+                    reason, self.brain.window, self.history, self._saved, self.callbacks.failures, self.notes
+                )
+                self.callbacks.call("on_loop_stop")
         return self.result
 
     # -- one window ----------------------------------------------------------------------------------------
+
+    def _windows(self) -> StopReason:
+        for data in self.pipeline.episodes():
+            reason = self._window(data)
+            if reason != StopReason.RUNNING:
+                return reason
+        return StopReason.EXHAUSTED
 
     def _window(self, data: EpisodeData) -> StopReason:
         """Learn from a window and do what the brain says; why to stop, or RUNNING."""
@@ -241,7 +247,9 @@ class LoopController:
             return None
         self.history.append(metrics)
         newest = [m.primary_score for m in self.history[-self.score_smoothing :]]
-        return float(np.mean(newest))
+        if not math.isfinite(newest[-1]):
+            return newest[-1]  # a fault now; in later means it has no part
+        return float(np.mean([score for score in newest if math.isfinite(score)]))
 
     # -- obeying -------------------------------------------------------------------------------------------
 
@@ -334,11 +342,6 @@ class LoopController:
             for pipeline in (self.pipeline, self.val_pipeline):
                 if pipeline is not None:
                     pipeline.teardown()
-
-
-def _scheduler_config(shell: BackoffScheduler | None, degradations: int | None) -> BackoffConfig:
-    config = shell.config if shell is not None else BackoffConfig(max_interval=1)
-    return config if degradations is None else dataclasses.replace(config, min_consecutive_degradations=degradations)
 
 
 def _numeric(params: Mapping[str, Any]) -> dict[str, float]:

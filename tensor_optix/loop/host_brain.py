@@ -106,7 +106,9 @@ class HostBrain:
         return _verdict(decision)
 
     def resume(self) -> None:
-        """Go on after a DORMANT that somebody handled."""
+        """Go on after a DORMANT that somebody handled, unless something else stopped the brain or the budget is used up."""
+        if self.stop_reason != StopReason.CONVERGED or self.window >= int(self.state.max_windows):
+            return
         self.state = autonomy.resume(self.config, self.state)
         self._due = bool(autonomy.is_due(self.state))
 

@@ -300,6 +300,31 @@ class TestObeying:
         assert result.stop_reason == StopReason.CONVERGED
         assert loop.state == LoopState.DORMANT
 
+    def test_a_dormant_handled_at_the_end_of_the_budget_runs_no_window_more(self, tmp_path):
+        class Handles(LoopCallback):
+            def on_dormant(self, episode_id):
+                loop.keep_going()
+
+        windows = controller(tmp_path / "free", scores=rising()).run().windows
+        loop = controller(tmp_path, scores=rising(), callbacks=[Handles()], max_episodes=windows)
+        assert loop.run().windows == windows
+
+    def test_keep_going_without_a_dormant_changes_nothing(self, tmp_path):
+        class Eager(LoopCallback):
+            def on_episode_end(self, episode_id, eval_metrics):
+                if loop.brain.stop_reason == StopReason.RUNNING:
+                    loop.keep_going()
+
+        windows = controller(tmp_path / "free", scores=rising()).run().windows
+        loop = controller(tmp_path, scores=rising(), callbacks=[Eager()])
+        assert loop.run().windows == windows
+
+    def test_the_scheduler_shows_what_the_brain_runs(self, tmp_path):
+        for given in (None, BackoffScheduler(trend_window=6)):
+            loop = controller(tmp_path, backoff_scheduler=given, min_consecutive_degradations=7)
+            assert loop.scheduler.config == loop.brain.config.scheduler
+            assert loop.scheduler.config.min_consecutive_degradations == 7
+
     def test_an_exhausted_source_ends_the_run(self, tmp_path):
         result = controller(tmp_path, pipeline=Source(count=0)).run()
         assert (result.stop_reason, result.windows, result.best_snapshot) == (StopReason.EXHAUSTED, 0, None)
@@ -319,9 +344,17 @@ class TestObeying:
                 if len(self.seen) == 5:
                     raise RuntimeError("out of memory")
 
-        agent, source = Fails(), Source()
+        class Closes(LoopCallback):
+            told = None
+
+            def on_loop_stop(self):
+                self.told = loop.result.stop_reason
+
+        agent, source, callback = Fails(), Source(), Closes()
+        loop = controller(tmp_path, agent, scores=[1.0, 2.0, 1.0, 1.0], pipeline=source, callbacks=[callback])
         with pytest.raises(RuntimeError, match="out of memory"):
-            controller(tmp_path, agent, scores=[1.0, 2.0, 1.0, 1.0], pipeline=source).run()
+            loop.run()
+        assert callback.told == StopReason.INTERRUPTED
         assert agent.weight == 2.0
         assert source.closed == 1
 
@@ -436,6 +469,14 @@ class TestEvaluation:
         loop = controller(tmp_path, scores=[0.0, 10.0, 0.0, 8.0, 8.0, 0.0], score_smoothing=2, max_episodes=6)
         loop.run()
         assert loop.best_snapshot.episode_id == 4  # 8 twice, not the lucky 10
+
+    def test_a_nan_is_one_fault_also_when_scores_are_smoothed(self, tmp_path):
+        loop = controller(tmp_path, scores=[1.0, math.nan, 2.0, math.nan, 3.0], score_smoothing=2, max_episodes=5)
+        faults = []
+        finish = loop.brain.finish_window
+        loop.brain.finish_window = lambda *told: faults.append(finish(*told)) or faults[-1]
+        loop.run()
+        assert [Event.NON_FINITE in verdict.events for verdict in faults] == [False, True, False, True, False]
 
 
 class Noted(BaseOptimizer):
