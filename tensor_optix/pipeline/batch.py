@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from tensor_optix.core.base_agent import BaseAgent
-from tensor_optix.core.base_pipeline import BasePipeline
 from tensor_optix.core.types import EpisodeData
 from tensor_optix.pipeline.conversion import act_function, as_action, as_observation, check_observation_space
 from tensor_optix.pipeline.rows import Rows, positive, window_of
+from tensor_optix.pipeline.windows import WindowPipeline
 
 if TYPE_CHECKING:
     import gymnasium
@@ -22,7 +21,7 @@ _FAULTS_KEPT = 20
 _FAULT_LENGTH = 200  # characters
 
 
-class BatchPipeline(BasePipeline):
+class BatchPipeline(WindowPipeline):
     """Windows of exactly `window_size` steps; episodes go on across windows.
 
     Give either `env` or `env_id`; `n_steps` is another name of `window_size` (200 if neither is given). `seed` is used
@@ -56,15 +55,12 @@ class BatchPipeline(BasePipeline):
         if window_size is not None and n_steps is not None and window_size != n_steps:
             raise ValueError(f"window_size={window_size} and n_steps={n_steps} name the same thing but differ")
         size = n_steps if window_size is None else window_size
-        self._window_size = positive("window_size" if n_steps is None else "n_steps", _WINDOW if size is None else size)
+        size = positive("window_size" if n_steps is None else "n_steps", _WINDOW if size is None else size)
+        super().__init__(agent, size, seed, deterministic)
         self._max_faults_in_a_row = positive("max_faults_in_a_row", max_faults_in_a_row)
-        self._env, self._env_id, self._agent = env, env_id, agent
-        self._seed = None if seed is None else int(seed)
-        self._deterministic = deterministic
+        self._env, self._env_id = env, env_id
         self._obs: np.ndarray | None = None  # None: a reset is due
         self._begins = False  # the next row is the first of its episode
-        self._is_set_up = False
-        self._episode_id = 0
         self._faults: deque[str] = deque(maxlen=_FAULTS_KEPT)
         self._n_faults = 0
         self._faults_in_a_row = 0
@@ -80,16 +76,6 @@ class BatchPipeline(BasePipeline):
         return self._env
 
     @property
-    def window_size(self) -> int:
-        """Steps in a window."""
-        return self._window_size
-
-    @property
-    def n_steps(self) -> int:
-        """Steps in a window."""
-        return self._window_size
-
-    @property
     def faults(self) -> list[str]:
         """The newest exceptions of the environment, oldest first, at most 20."""
         return list(self._faults)
@@ -99,22 +85,12 @@ class BatchPipeline(BasePipeline):
         """Exceptions of the environment so far."""
         return self._n_faults
 
-    def set_agent(self, agent: BaseAgent) -> None:
-        """Let `agent` act from the next step on."""
-        self._agent = agent
-
     def setup(self) -> None:
         """Make the environment if need be, and reset it."""
         check_observation_space(getattr(self.env, "observation_space", None))
         self._obs = None
         self._is_set_up = True
         self._observation()
-
-    def episodes(self) -> Iterator[EpisodeData]:
-        """Windows without end; calls `setup` if nobody has. ValueError without an agent."""
-        if self._agent is None:
-            raise ValueError("BatchPipeline has no agent: give one as agent= or with set_agent()")
-        return self._windows()
 
     def teardown(self) -> None:
         """Close the environment if it was made here; may be called again."""
@@ -124,21 +100,13 @@ class BatchPipeline(BasePipeline):
             env, self._env = self._env, None
             env.close()
 
-    def _windows(self) -> Iterator[EpisodeData]:
-        while True:
-            if not self._is_set_up:
-                self.setup()
-            yield self._window()
-
     def _window(self) -> EpisodeData:
         rows, dropped = Rows(), 0
         while len(rows) < self._window_size:
             if not self._step(rows):
                 rows.cut()
                 dropped += 1
-        window = window_of([rows], self._episode_id, np.array(rows.next_obs), {"dropped": dropped, "cut": rows.cuts})
-        self._episode_id += 1
-        return window
+        return window_of([rows], self._episode_id, np.array(rows.next_obs), {"dropped": dropped, "cut": rows.cuts})
 
     def _step(self, rows: Rows) -> bool:
         """Add one transition; False if the environment raised instead."""

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from tensor_optix.core.base_agent import BaseAgent
-from tensor_optix.core.base_pipeline import BasePipeline
 from tensor_optix.core.types import EpisodeData
 from tensor_optix.pipeline.conversion import (
     act_batch_function,
@@ -17,7 +16,8 @@ from tensor_optix.pipeline.conversion import (
     as_observation,
     check_observation_space,
 )
-from tensor_optix.pipeline.rows import Rows, positive, segment_starts, window_of
+from tensor_optix.pipeline.rows import Rows, segment_starts, window_of
+from tensor_optix.pipeline.windows import WindowPipeline
 from tensor_optix.pipeline.workers import close_vector_env, make_vector_env
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from gymnasium.vector import AutoresetMode, VectorEnv
 
 
-class VectorBatchPipeline(BasePipeline):
+class VectorBatchPipeline(WindowPipeline):
     """Windows of `window_size` steps of all environments, one environment's rows after the other's.
 
     `env_fns` is a sequence of functions that make environments, or a vector environment (which stays the caller's to
@@ -55,7 +55,7 @@ class VectorBatchPipeline(BasePipeline):
         deterministic: bool = False,
         autoreset_mode: AutoresetMode | str | None = None,
     ) -> None:
-        self._window_size = positive("window_size", window_size)
+        super().__init__(agent, window_size, seed, deterministic)
         self._mode = None if autoreset_mode is None else _mode_named(autoreset_mode)
         self._async_envs = async_envs
         self._env: VectorEnv[Any, Any, Any] | None = None
@@ -71,11 +71,6 @@ class VectorBatchPipeline(BasePipeline):
             self._env_fns = _checked(given)
             self._mode = self._mode or "DISABLED"
             self._n_envs = len(self._env_fns)
-        self._agent = agent
-        self._seed = None if seed is None else int(seed)
-        self._deterministic = deterministic
-        self._episode_id = 0
-        self._is_set_up = False
         self._obs = np.empty(0)  # [n_envs, ...], what each environment shows now
         self._begins = np.zeros(self._n_envs, bool)  # the next row is the first of its episode
         self._ended = np.zeros(self._n_envs, bool)  # the newest row was the last of its episode
@@ -95,20 +90,6 @@ class VectorBatchPipeline(BasePipeline):
         """Environments side by side."""
         return self._n_envs
 
-    @property
-    def window_size(self) -> int:
-        """Steps of each environment in a window."""
-        return self._window_size
-
-    @property
-    def n_steps(self) -> int:
-        """Steps of each environment in a window."""
-        return self._window_size
-
-    def set_agent(self, agent: BaseAgent) -> None:
-        """Let `agent` act from the next step on."""
-        self._agent = agent
-
     def setup(self) -> None:
         """Make the environments if need be, and reset them all."""
         check_observation_space(getattr(self.env, "single_observation_space", None))
@@ -118,24 +99,12 @@ class VectorBatchPipeline(BasePipeline):
         self._begins[:], self._ended[:] = True, False
         self._is_set_up = True
 
-    def episodes(self) -> Iterator[EpisodeData]:
-        """Windows without end; calls `setup` if nobody has. ValueError without an agent."""
-        if self._agent is None:
-            raise ValueError("VectorBatchPipeline has no agent: give one as agent= or with set_agent()")
-        return self._windows()
-
     def teardown(self) -> None:
         """Close environments that were made here and end their processes; may be called again."""
         self._is_set_up = False
         if self._env_fns is not None and self._env is not None:
             env, self._env = self._env, None
             close_vector_env(env)
-
-    def _windows(self) -> Iterator[EpisodeData]:
-        while True:
-            if not self._is_set_up:
-                self.setup()
-            yield self._window()
 
     def _window(self) -> EpisodeData:
         blocks = [Rows() for _ in range(self._n_envs)]
@@ -149,9 +118,7 @@ class VectorBatchPipeline(BasePipeline):
             "segment_starts": segment_starts(blocks),
             "segment_lengths": [len(block) for block in blocks],
         }
-        window = window_of(blocks, self._episode_id, np.stack([block.next_obs for block in blocks]), metadata)
-        self._episode_id += 1
-        return window
+        return window_of(blocks, self._episode_id, np.stack([block.next_obs for block in blocks]), metadata)
 
     def _step(self, blocks: list[Rows]) -> None:
         """One step of the vector: a row for each environment that does not spend it on a reset."""

@@ -1,0 +1,55 @@
+"""What every pipeline over Gymnasium environments shares: an agent, a window's size, windows without end."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator
+
+from tensor_optix.core.base_agent import BaseAgent
+from tensor_optix.core.base_pipeline import BasePipeline
+from tensor_optix.core.types import EpisodeData
+from tensor_optix.pipeline.rows import positive
+
+
+class WindowPipeline(BasePipeline):
+    """Subclasses say how to set up (and set `_is_set_up`), to tear down, and to collect one window."""
+
+    def __init__(self, agent: BaseAgent | None, window_size: int, seed: int | None, deterministic: bool) -> None:
+        self._agent = agent
+        self._window_size = positive("window_size", window_size)
+        self._seed = None if seed is None else int(seed)  # for the first reset; None from then on
+        self._deterministic = deterministic
+        self._episode_id = 0  # windows so far
+        self._is_set_up = False
+
+    @property
+    def window_size(self) -> int:
+        """Steps of each environment in a window."""
+        return self._window_size
+
+    @property
+    def n_steps(self) -> int:
+        """Another name of `window_size`."""
+        return self._window_size
+
+    def set_agent(self, agent: BaseAgent) -> None:
+        """Let `agent` act from the next step on."""
+        self._agent = agent
+
+    def episodes(self) -> Iterator[EpisodeData]:
+        """Windows without end; calls `setup` if nobody has. ValueError without an agent."""
+        if self._agent is None:
+            raise ValueError(f"{type(self).__name__} has no agent: give one as agent= or with set_agent()")
+        return self._windows()
+
+    def _windows(self) -> Iterator[EpisodeData]:
+        while True:
+            if not self._is_set_up:
+                self.setup()
+            window = self._window()
+            self._episode_id += 1
+            yield window
+
+    @abstractmethod
+    def _window(self) -> EpisodeData:
+        """The next window, number `_episode_id`."""
