@@ -106,7 +106,7 @@ class HostBrain:
         return _verdict(decision)
 
     def resume(self) -> None:
-        """Go on after a DORMANT that somebody handled. Nothing happens if the brain did not stop for it or has no budget."""
+        """Go on after a DORMANT that somebody handled; nothing happens in any other state, or without budget."""
         if self.stop_reason != StopReason.CONVERGED or self.window >= int(self.state.max_windows):
             return
         self.state = autonomy.resume(self.config, self.state)
