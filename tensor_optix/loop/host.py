@@ -16,6 +16,7 @@ import jax
 import numpy as np
 
 from tensor_optix.core.autonomy import NO_LIMIT, AutonomyConfig
+from tensor_optix.core.backoff_scheduler import BackoffConfig
 from tensor_optix.core.backoff_shell import BackoffScheduler
 from tensor_optix.core.base_agent import BaseAgent
 from tensor_optix.core.base_evaluator import BaseEvaluator
@@ -117,7 +118,9 @@ class LoopController:
         self.evaluator = evaluator if evaluator is not None else EpisodeEvaluator()
         self.optimizer = optimizer
         self.registry = checkpoint_registry or CheckpointRegistry("./tensor_optix_checkpoints")
-        self.scheduler = backoff_scheduler or BackoffScheduler(max_interval_episodes=1)
+        self.scheduler = backoff_scheduler or BackoffScheduler()
+        if backoff_scheduler is None:  # the rule whose error rates are measured, not the class's older defaults
+            self.scheduler.config = BackoffConfig(max_interval=1)
         if min_consecutive_degradations is not None:
             self.scheduler.config = dataclasses.replace(
                 self.scheduler.config, min_consecutive_degradations=min_consecutive_degradations
@@ -152,6 +155,7 @@ class LoopController:
             NO_LIMIT if max_episodes is None else max_episodes,
             math.inf if target_score is None else float(target_score),
         )
+        self.scheduler.state = self.brain.state.scheduler
 
     @property
     def state(self) -> LoopState:

@@ -319,6 +319,10 @@ class TestObeying:
         loop = controller(tmp_path, scores=rising(), callbacks=[Eager()])
         assert loop.run().windows == windows
 
+    def test_the_default_rule_is_the_measured_one(self, tmp_path):
+        loop = controller(tmp_path)
+        assert loop.brain.config.scheduler == BackoffConfig(max_interval=1)  # as the compiled driver's
+
     def test_the_scheduler_shows_what_the_brain_runs(self, tmp_path):
         for given in (None, BackoffScheduler(trend_window=6)):
             loop = controller(tmp_path, backoff_scheduler=given, min_consecutive_degradations=7)
