@@ -208,6 +208,17 @@ class RewardNormalizer:
         keep = 0.0 if done is None else ~np.asarray(done, bool)
         self._discounted = self._discounted * keep
 
+    def observe_window(self, rewards: np.ndarray, dones: np.ndarray, present: np.ndarray | None = None) -> None:
+        """`step` and `reset` over a window [T, N] in one go; rows where not `present` are passed over."""
+        present = np.ones(rewards.shape, bool) if present is None else present
+        if self._discounted.shape != rewards.shape[1:]:
+            self._discounted = np.zeros(rewards.shape[1:])
+        seen = np.empty(rewards.shape)
+        for t in range(len(rewards)):
+            seen[t] = self.gamma * self._discounted + rewards[t]
+            self._discounted = np.where(present[t], np.where(dones[t], 0.0, seen[t]), self._discounted)
+        self.rms.update(seen[present])
+
     def normalize(self, rewards: Any) -> np.ndarray:
         """float32, same shape as `rewards`."""
         scaled = np.asarray(rewards, np.float64) / np.sqrt(self.rms.var + self.epsilon)

@@ -1,0 +1,120 @@
+"""What every PPO of the host driver shares, whatever its framework: hyperparameters, rows to learn from, minibatches.
+
+The agents keep no memory of acting. A window is learned from before the next one is collected, so the log-probabilities
+and values of its rows are those of the present networks: computed then, in one batch. Acting for an evaluation thus
+leaves no trace, and a window that somebody else collected is learned from like any other; where it brings its own
+`log_probs`, they are the behaviour policy's and are used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from tensor_optix.core.normalizers import RewardNormalizer
+from tensor_optix.core.types import EpisodeData
+from tensor_optix.core.window_returns import Bootstraps, advantages, normalized_rewards
+
+DEFAULTS: dict[str, float] = {
+    "learning_rate": 3e-4,
+    "clip_ratio": 0.2,
+    "entropy_coef": 0.01,
+    "vf_coef": 0.5,
+    "gamma": 0.99,
+    "gae_lambda": 0.95,
+    "n_epochs": 10,
+    "minibatch_size": 64,
+    "max_grad_norm": 0.5,
+}
+# Where each makes sense, both ends included.
+LIMITS: dict[str, tuple[float, float]] = {
+    "learning_rate": (0.0, 1.0),
+    "clip_ratio": (0.0, 10.0),
+    "entropy_coef": (0.0, 10.0),
+    "vf_coef": (0.0, 100.0),
+    "gamma": (0.0, 1.0),
+    "gae_lambda": (0.0, 1.0),
+    "n_epochs": (1, 1000),
+    "minibatch_size": (1, 1_000_000_000),
+    "max_grad_norm": (1e-6, 1e6),
+}
+PARAM_BOUNDS: dict[str, tuple[float, float]] = {
+    "learning_rate": (1e-4, 3e-3),
+    "gamma": (0.95, 0.999),
+    "clip_ratio": (0.1, 0.3),
+    "entropy_coef": (0.001, 0.05),
+}
+LOG_PARAMS = frozenset({"learning_rate"})
+_COUNTS = ("n_epochs", "minibatch_size")
+
+
+def complete(params: Mapping[str, Any]) -> dict[str, Any]:
+    """`params` over the defaults; names that PPO does not know are kept for whoever reads them.
+
+    TypeError for a value that is not a number, ValueError for one out of its limits.
+    """
+    result = {**DEFAULTS, **params}
+    for name, (low, high) in LIMITS.items():
+        value = result[name]
+        if isinstance(value, bool) or not isinstance(value, int | float | np.number):
+            raise TypeError(f"{name} must be a number, got {value!r}")
+        if not low <= value <= high:
+            raise ValueError(f"{name} must be from {low:g} to {high:g}, got {value!r}")
+        result[name] = round(float(value)) if name in _COUNTS else float(value)
+    return result
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What an update draws its minibatches from; B is the number of usable rows of a window."""
+
+    index: np.ndarray  # [B] int64, rows of the window
+    advantages: np.ndarray  # [B] float32, not normalised
+    targets: np.ndarray  # [B] float32, of the value
+    explained_variance: float  # of the targets by the values, 1 is perfect; 0 where the targets do not vary
+
+
+def learning_rows(
+    data: EpisodeData,
+    observations: np.ndarray,
+    values_of: Callable[[np.ndarray], np.ndarray],
+    normalize: Callable[[np.ndarray], np.ndarray],
+    params: Mapping[str, Any],
+    reward_normalizer: RewardNormalizer | None = None,
+) -> Rows:
+    """Advantages and targets of a window under the present critic.
+
+    Args:
+        data: the window.
+        observations: [T, ...], its observations as the networks take them.
+        values_of: critic, [M, ...] as the networks take them -> [M].
+        normalize: raw observations -> as the networks take them; for what lies outside the rows.
+        params: as from `complete`.
+        reward_normalizer: sees the window's rewards, then scales them.
+    """
+    bootstraps = Bootstraps.of(data)
+    count = len(observations)
+    outside = normalize(bootstraps.observations)
+    values = np.asarray(values_of(np.concatenate([observations, outside]) if len(outside) else observations))
+    rewards = normalized_rewards(reward_normalizer, data)
+    gains, targets = advantages(
+        data, values[:count], bootstraps, values[count:], params["gamma"], params["gae_lambda"], rewards
+    )
+    index = np.flatnonzero(bootstraps.usable)
+    return Rows(index, gains[index], targets[index], explained_variance(values[index], targets[index]))
+
+
+def explained_variance(values: np.ndarray, targets: np.ndarray) -> float:
+    """1 - Var(target - value) / Var(target); 0 where the targets do not vary."""
+    spread = float(np.var(targets))
+    return 0.0 if spread < 1e-12 else 1.0 - float(np.var(targets - values)) / spread
+
+
+def minibatches(rng: np.random.Generator, n_rows: int, size: int, n_epochs: int) -> Iterator[np.ndarray]:
+    """Index arrays, every row once an epoch, in shuffled parts of about `size` that differ by at most one row."""
+    parts = max(1, round(n_rows / size))
+    for _ in range(n_epochs):
+        yield from np.array_split(rng.permutation(n_rows), parts)
