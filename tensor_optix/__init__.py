@@ -29,6 +29,10 @@ _PUBLIC = {
     "Policy": "tensor_optix.policy",
     "RunDirError": "tensor_optix.loop.durable",
     # the host run: any agent, any source
+    "RLOptimizer": "tensor_optix.optimizer",
+    "Optimizer": "tensor_optix.optimizer",
+    "optimal_window_size": "tensor_optix.factory",
+    "DiagnosticController": "tensor_optix.core.diagnostic_controller",
     "LoopController": "tensor_optix.loop.host",
     "HostResult": "tensor_optix.loop.host",
     "EpisodeEvaluator": "tensor_optix.loop.episode_returns",

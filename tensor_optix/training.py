@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from tensor_optix.curves import CurveRecorder
 from tensor_optix.loop import runtime
 from tensor_optix.loop.events import CallbackList, LoopCallback, event_rows
 from tensor_optix.loop.run_dir import NoCheckpointError, RunDir, RunDirError
+from tensor_optix.loop.signals import asking_on_signals
 from tensor_optix.plan import Plan, make_plan
 from tensor_optix.results import TrainResult, member_result
 
@@ -240,7 +240,7 @@ class _Run:
         self._fresh = False
 
     def run(self) -> TrainResult:
-        with self.display, _signals(self.interrupted):
+        with self.display, asking_on_signals(self.interrupted.set):
             try:
                 self.display.phase("compiling (a few seconds the first time)")
                 self.session.compile()
@@ -391,28 +391,6 @@ def _member(tree: Any, index: int) -> Any:
 def _name(env: Any) -> str:
     name = getattr(env, "name", None)
     return name if isinstance(name, str) else getattr(env, "__name__", type(env).__name__)
-
-
-@contextlib.contextmanager
-def _signals(interrupted: threading.Event) -> Iterator[None]:
-    """The first SIGINT or SIGTERM asks for a stop after the chunk in flight; the second ends the process as usual."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    previous: dict[int, Callable[..., Any] | int | None] = {}
-
-    def handle(number: int, frame: Any) -> None:
-        interrupted.set()
-        for known, handler in previous.items():
-            signal.signal(known, handler if handler is not None else signal.SIG_DFL)
-
-    for number in (int(signal.SIGINT), int(signal.SIGTERM)):
-        previous[number] = signal.signal(number, handle)
-    try:
-        yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler if handler is not None else signal.SIG_DFL)
 
 
 __all__ = ["ConfigError", "RunConfig", "evaluate_run", "load_run", "resume", "run_config", "train"]

@@ -188,6 +188,19 @@ def resume(config: AutonomyConfig, state: AutonomyState) -> AutonomyState:
     )
 
 
+def override(config: AutonomyConfig, state: AutonomyState, values: Mapping[str, jax.Array]) -> AutonomyState:
+    """Other hyperparameters were put in force from outside (a diagnostic rule, a callback), in the middle of a period.
+
+    values: name -> [] float32; names that the brain does not carry are passed over. The tuner begins again around them,
+    and the running period's score is not credited to anything.
+    """
+    hyper = {name: jnp.asarray(values.get(name, old), jnp.float32) for name, old in state.hyper.items()}
+    tuner = state.tuner
+    if config.tuner is not None:
+        tuner = config.tuner.recentre(tuner, to_unit(config.space, hyper))
+    return state.replace(hyper=hyper, tuner=tuner, credit=jnp.bool_(False))
+
+
 def extend(state: AutonomyState, max_windows: jax.Array | int) -> AutonomyState:
     """A larger budget; a member that only the old budget had stopped runs on."""
     reopened = state.stop_reason == StopReason.BUDGET

@@ -60,6 +60,7 @@ class BackoffConfig:
     degradation_k: float = 5.0  # noise scales below the best that count as degraded,
     min_consecutive_degradations: int = 3  # so many times in a row
     degradation_share: float = 0.2  # share of the whole rise so far that must be lost, too, in any fall
+    min_degradation_drop: float = 0.0  # score units that must be lost, too, in any fall
     fall_k: float = 3.0  # noise scales below the best, twice in a row: the stop test forgets what came before
     min_evaluations_before_degradation: int = 5
 
@@ -68,7 +69,10 @@ class BackoffConfig:
         least = {
             1: ("base_interval", "max_interval", "plateau_threshold", "min_consecutive_degradations", *growth),
             MIN_TREND: ("dormant_threshold", "trend_window", "score_window", "patience_after_fall"),
-            0: ("material_gain", "saturation_threshold", "noise_k", "degradation_k", "fall_k", "degradation_share"),
+            0: (
+                *("material_gain", "saturation_threshold", "noise_k", "degradation_k", "fall_k", "degradation_share"),
+                "min_degradation_drop",
+            ),
         }
         for at_least, names in least.items():
             for name in names:
@@ -232,6 +236,8 @@ def remember(config: BackoffConfig, state: SchedulerState, score: jax.Array) -> 
     best, worst = jnp.maximum(state.best, smoothed), jnp.minimum(state.worst, smoothed)
     enough = state.evaluations >= config.min_evaluations_before_degradation
     least = config.degradation_share * (best - worst)
+    if config.min_degradation_drop:
+        least = jnp.maximum(least, jnp.float32(config.min_degradation_drop))
     fall = jnp.maximum(config.fall_k * state.wander, least)
     deep = jnp.maximum(config.degradation_k * state.wander, least)
     below = _count_below(state.below, FALL_LENGTH, enough, best - smoothed, fall)

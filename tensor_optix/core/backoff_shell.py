@@ -58,9 +58,16 @@ class BackoffScheduler:
             score_window=score_window,
             noise_k=noise_k,
             degradation_share=1 - degradation_threshold,
+            min_degradation_drop=min_degradation_drop,
             min_evaluations_before_degradation=min_episodes_before_degradation,
         )
         self.state = backoff_scheduler.init(self.config)
+        self._answers = 0
+
+    def configure(self, config: BackoffConfig) -> None:
+        """Take other settings; what was remembered is forgotten."""
+        self.config = config
+        self.state = backoff_scheduler.init(config)
         self._answers = 0
 
     def observe(self, score: float, valid: bool = True) -> Verdict:

@@ -36,6 +36,14 @@ class BaseAgent(ABC):
     def load_weights(self, path: str) -> None:
         """Read what `save_weights` wrote."""
 
+    def save_state(self, path: str) -> None:
+        """Write all that going on with the training needs: `save_weights`, unless an agent has more (a generator)."""
+        self.save_weights(path)
+
+    def load_state(self, path: str) -> None:
+        """Read what `save_state` wrote."""
+        self.load_weights(path)
+
     @property
     def is_on_policy(self) -> bool:
         """False for agents with a replay: they are never rolled back."""

@@ -7,6 +7,8 @@ step. The unit is chosen once and kept: a return and a reward are never compared
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -17,11 +19,17 @@ from tensor_optix.core.types import EpisodeData, EvalMetrics
 PATIENCE = 10  # windows without the end of an episode, from the start, after which the source counts as a stream
 
 
+def task_rewards(data: EpisodeData) -> np.ndarray:
+    """float64 [T], what the task gave: without a bonus that the agent learns from (`metadata["extrinsic_rewards"]`)."""
+    return np.asarray(data.metadata.get("extrinsic_rewards", data.rewards), np.float64)
+
+
 class EpisodeReturns:
     """Adds rewards up to returns of whole episodes, for several environments apart."""
 
     def __init__(self) -> None:
-        self._running: dict[int, tuple[float, int]] = {}  # environment -> return and length so far
+        # environment -> return and length of its present episode so far, and whether its beginning was seen
+        self._running: dict[int, tuple[float, int, bool]] = {}
 
     def update(self, data: EpisodeData) -> tuple[list[float], list[int]]:
         """Returns and lengths of the episodes that ended in this window."""
@@ -29,23 +37,30 @@ class EpisodeReturns:
         lengths: list[int] = []
         starts = {int(i) for i in (data.episode_starts if data.episode_starts is not None else ())}
         segments = [int(i) for i in data.metadata.get("segment_starts", [0])]
-        rewards = np.asarray(data.rewards, np.float64)
+        rewards = task_rewards(data)
         ends = data.dones
         cut = set(data.metadata.get("cut", ()))  # rows after which a fault, not the environment, ended the episode
+        tails = set(data.metadata.get("tails", ()))  # rows with which an episode goes on whose beginning was lost
         for environment, begin in enumerate(segments):
             end = segments[environment + 1] if environment + 1 < len(segments) else len(rewards)
-            total, length = self._running.get(environment, (0.0, 0))
+            total, length, whole = self._running.get(environment, (0.0, 0, True))
             for t in range(begin, end):
-                if t in starts and length:  # the episode in progress was dropped
-                    total, length = 0.0, 0
+                if t in starts:  # the episode in progress, if there is one, was dropped
+                    total, length, whole = 0.0, 0, t not in tails
                 total, length = total + float(rewards[t]), length + 1
                 if ends[t]:
-                    if t not in cut:
+                    if t not in cut and whole:
                         returns.append(total)
                         lengths.append(length)
-                    total, length = 0.0, 0
-            self._running[environment] = (total, length)
+                    total, length, whole = 0.0, 0, True
+            self._running[environment] = (total, length, whole)
         return returns, lengths
+
+    def state_dict(self) -> dict[str, Any]:
+        return {str(environment): list(running) for environment, running in self._running.items()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._running = {int(k): (float(r[0]), int(r[1]), bool(r[2])) for k, r in state.items()}
 
 
 class EpisodeEvaluator(BaseEvaluator):
@@ -87,8 +102,26 @@ class EpisodeEvaluator(BaseEvaluator):
             return None
         return EvalMetrics(metrics["primary_score"], metrics, episode_data.episode_id)
 
+    def state_dict(self) -> dict[str, Any]:
+        """What it remembers between windows, as plain values."""
+        return {
+            "train": self._train.state_dict(),
+            "validation": self._validation.state_dict(),
+            "returns": self._returns,
+            "lengths": self._lengths,
+            "windows": self._windows,
+            "unit": self.unit,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over a saved `state_dict`."""
+        self._train.load_state_dict(state["train"])
+        self._validation.load_state_dict(state["validation"])
+        self._returns, self._lengths = list(state["returns"]), list(state["lengths"])
+        self._windows, self.unit = int(state["windows"]), state["unit"]
+
     def _metrics(self, data: EpisodeData, returns: list[float], lengths: list[int]) -> dict[str, Any] | None:
-        rewards = np.asarray(data.rewards, np.float64)
+        rewards = task_rewards(data)
         facts: dict[str, Any] = {
             "total_reward": float(rewards.sum()),
             "mean_reward": float(rewards.mean()) if len(rewards) else 0.0,
@@ -96,7 +129,9 @@ class EpisodeEvaluator(BaseEvaluator):
             "episodes": len(returns),
         }
         if self.primary_score_fn is not None:
-            return {**facts, "primary_score": float(self.primary_score_fn(data)), "unit": "primary_score_fn"}
+            bare = "extrinsic_rewards" not in data.metadata
+            scored = data if bare else dataclasses.replace(data, rewards=rewards.tolist())
+            return {**facts, "primary_score": float(self.primary_score_fn(scored)), "unit": "primary_score_fn"}
         if returns and self.unit != "reward per step":
             self.unit = "episode return"
             return {

@@ -9,8 +9,9 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Protocol
 
 import jax
 import numpy as np
@@ -37,8 +38,11 @@ from tensor_optix.loop.durable import RunDirError
 from tensor_optix.loop.episode_returns import EpisodeEvaluator
 from tensor_optix.loop.events import CallbackFailure, CallbackList
 from tensor_optix.loop.host_brain import HostBrain, Verdict
+from tensor_optix.loop.signals import asking_on_signals
+from tensor_optix.loop.verbose import VerboseLog
 
 _log = logging.getLogger(__name__)
+_PATIENCE_S = 5.0  # a window that takes longer is not waited for at an interrupt
 
 
 @dataclasses.dataclass
@@ -51,6 +55,7 @@ class HostResult:
     best_snapshot: PolicySnapshot | None
     callback_failures: list[CallbackFailure] = dataclasses.field(default_factory=list)
     notes: list[str] = dataclasses.field(default_factory=list)  # what went wrong without ending the run
+    seconds: dict[str, float] = dataclasses.field(default_factory=dict)  # collect, learn, evaluate; total holds all
 
     def __str__(self) -> str:
         best = "nothing was saved"
@@ -59,6 +64,18 @@ class HostResult:
             best = f"best score {snapshot.eval_metrics.primary_score:g} at window {snapshot.episode_id}"
         facts = f"{self.stop_reason.describe()}; {self.windows} windows, {len(self.history)} evaluations, {best}"
         return "\n".join([facts, *self.notes])
+
+
+class Keeper(Protocol):
+    """Keeps a run on disk; told by the controller when the state between two windows is whole."""
+
+    def begin(self) -> bool:
+        """Everything is set up. True: the state of an earlier run was put back."""
+
+    def between_windows(self) -> None: ...
+
+    def end(self, resumable: bool) -> None:
+        """The last window is over; the best policy has not been put back yet."""
 
 
 class LoopController:
@@ -82,7 +99,13 @@ class LoopController:
         target_score: stop after `convergence_patience` evaluations in a row at it.
         min_consecutive_degradations: evaluations in a row that make a degradation.
         diagnostic_controller: has `step(window, agent, diagnostics)`; called after each window that was learned from.
+            What it changes in the hyperparameters reaches the brain, and the tuner goes on from there.
+        cv_threshold: a plateau whose scores vary by more (standard deviation over mean) is noted as unsteady.
+        gap_threshold: a best policy whose training score exceeds its validation score by more (as a share of the
+            latter) is noted as overfitted.
+        verbose: print a line for each evaluation. verbose_log_file: append the lines to this file.
         seed: of the tuner's probes.
+        keeper: keeps the run on disk. Given by `RLOptimizer`.
     """
 
     def __init__(
@@ -100,11 +123,16 @@ class LoopController:
         val_pipeline: BasePipeline | None = None,
         score_smoothing: int = 1,
         checkpoint_score_fn: Callable[[Any], float] | None = None,
+        verbose: bool = False,
+        verbose_log_file: str | None = None,
         diagnostic_controller: Any = None,
         min_consecutive_degradations: int | None = None,
         convergence_patience: int = 5,
+        cv_threshold: float = 0.05,
+        gap_threshold: float = 0.20,
         target_score: float | None = None,
         seed: int = 0,
+        keeper: Keeper | None = None,
     ) -> None:
         if pipeline is None:
             raise TypeError("LoopController got no pipeline: give pipeline=..., for example a BatchPipeline")
@@ -128,6 +156,15 @@ class LoopController:
         self.callbacks = CallbackList(callbacks or ())
         self.checkpoint_score_fn, self.diagnostic_controller = checkpoint_score_fn, diagnostic_controller
         self.score_smoothing = score_smoothing
+        self.cv_threshold, self.gap_threshold = cv_threshold, gap_threshold
+        self._verbose = VerboseLog(verbose, verbose_log_file)
+        self._keeper = keeper
+        self._told_score: float | None = None  # the newest smoothed score
+        self._collecting_since: float | None = None
+        self._slowest_window_s = math.inf  # to collect; not known yet
+        self._owed: int | None = None  # events of a window whose hyperparameters for the next are not in force yet
+        self._whole = True  # agent, brain and history belong to the same instant
+        self.seconds = dict.fromkeys(("collect", "learn", "evaluate", "total"), 0.0)
         self.history: list[EvalMetrics] = []
         self.notes: list[str] = []
         self.result: HostResult | None = None
@@ -180,57 +217,112 @@ class LoopController:
     def run(self) -> HostResult:
         """Train until the brain, `stop`, the end of the source or Ctrl-C stops it; then the best policy is in place."""
         reason = StopReason.INTERRUPTED  # unless something below ends the run: so also after an error
+        began = time.perf_counter()
         try:
-            self._set_up()
-            if not self._stop_asked:
-                reason = self._windows()
-        except KeyboardInterrupt:
-            pass
+            with asking_on_signals(self._interrupt):
+                try:
+                    self._set_up()
+                    if not self._stop_asked:
+                        reason = self._windows()
+                except KeyboardInterrupt:
+                    pass
+            if self._keeper is not None and self._whole:
+                self._keeper.end(reason in (StopReason.INTERRUPTED, StopReason.BUDGET))
         finally:
             try:
                 self._tear_down()
             finally:
+                self.seconds["total"] += time.perf_counter() - began
+                self.notes += self._closing_notes(reason)
                 self.result = HostResult(
-                    reason, self.brain.window, self.history, self._saved, self.callbacks.failures, self.notes
+                    reason,
+                    self.brain.window,
+                    self.history,
+                    self._saved,
+                    self.callbacks.failures,
+                    self.notes,
+                    self.seconds,
                 )
                 self.callbacks.call("on_loop_stop")
         return self.result
 
+    def _interrupt(self) -> None:
+        """Stop after the window in progress, or at once if that may take long; its steps are lost then."""
+        self._stop_asked = True
+        if self._collecting_since is not None and self._slowest_window_s > _PATIENCE_S:
+            raise KeyboardInterrupt
+
     # -- one window ----------------------------------------------------------------------------------------
 
     def _windows(self) -> StopReason:
-        for data in self.pipeline.episodes():
+        if self.brain.stop_reason != StopReason.RUNNING:  # put back as it was
+            return self.brain.stop_reason
+        for data in self._collected():
+            self._whole = False
             reason = self._window(data)
+            self._whole = True
             if reason != StopReason.RUNNING:
                 return reason
+            if self._keeper is not None:
+                self._keeper.between_windows()
         return StopReason.EXHAUSTED
+
+    def _collected(self) -> Iterator[EpisodeData]:
+        windows = iter(self.pipeline.episodes())
+        while True:
+            self._collecting_since = began = time.perf_counter()
+            data = next(windows, None)
+            taken = time.perf_counter() - began
+            self._collecting_since = None
+            self.seconds["collect"] += taken
+            if data is None:
+                return
+            self._slowest_window_s = taken if self._slowest_window_s == math.inf else max(taken, self._slowest_window_s)
+            yield data
 
     def _window(self, data: EpisodeData) -> StopReason:
         """Learn from a window and do what the brain says; why to stop, or RUNNING."""
         window = self.brain.window
+        began = time.perf_counter()
         diagnostics = dict(self.agent.learn(data) or {})
+        self.seconds["learn"] += time.perf_counter() - began
         if self.diagnostic_controller is not None:
+            before = dict(self.agent.get_hyperparams().params)
             self.diagnostic_controller.step(window, self.agent, diagnostics)
+            self._adopt(before)
         self.evaluator.observe(data)
         metrics = self._evaluate(data, diagnostics, window) if self.brain.due else None
         verdict = self.brain.finish_window(self._told(metrics), _all_finite(diagnostics))
         self.scheduler.state = self.brain.state.scheduler
         self._keep(verdict, metrics, window)
+        before = dict(self.agent.get_hyperparams().params)
         self._tell(verdict, metrics, window)
+        self._adopt(before)
         if verdict.rollback:
             self._roll_back()
         stop = self.brain.stop_reason  # after the callbacks: one of them may have handled a DORMANT
+        self._owed = None if metrics is None and not verdict.rollback else int(verdict.events)
         if stop == StopReason.RUNNING:
-            self._retune(verdict, metrics)
+            self._retune(metrics)
         return StopReason.INTERRUPTED if stop == StopReason.RUNNING and self._stop_asked else stop
 
+    def _adopt(self, before: Mapping[str, Any]) -> None:
+        """A rule or a callback may have put other hyperparameters in force: the brain goes on from those."""
+        after = dict(self.agent.get_hyperparams().params)
+        changed = {name: value for name, value in _numeric(after).items() if before.get(name) != after[name]}
+        if changed:
+            self.brain.override(changed)
+            self.callbacks.call("on_hyperparam_update", dict(before), after)
+
     def _evaluate(self, data: EpisodeData, diagnostics: dict[str, Any], window: int) -> EvalMetrics | None:
+        began = time.perf_counter()
         metrics = self.evaluator.score(data, diagnostics)
         if self.val_pipeline is not None:
             validation = self._validate()
-            if metrics is None or validation is None:
-                return None
-            metrics = self.evaluator.combine(metrics, validation)
+            if metrics is not None and validation is not None:
+                metrics = self.evaluator.combine(metrics, validation)
+            else:
+                metrics = None
         if self.checkpoint_score_fn is not None:
             score = float(self.checkpoint_score_fn(self.agent))
             metrics = EvalMetrics(score, {**(metrics.metrics if metrics else {}), "checkpoint_score": score}, window)
@@ -238,6 +330,7 @@ class LoopController:
             reset_cache = getattr(self.agent, "reset_cache", None)  # acting there must not look like experience
             if reset_cache is not None:
                 reset_cache()
+        self.seconds["evaluate"] += time.perf_counter() - began
         return metrics
 
     def _validate(self) -> EvalMetrics | None:
@@ -253,7 +346,8 @@ class LoopController:
         newest = [m.primary_score for m in self.history[-self.score_smoothing :]]
         if not math.isfinite(newest[-1]):
             return newest[-1]  # a fault now; in later means it has no part
-        return float(np.mean([score for score in newest if math.isfinite(score)]))
+        self._told_score = float(np.mean([score for score in newest if math.isfinite(score)]))
+        return self._told_score
 
     # -- obeying -------------------------------------------------------------------------------------------
 
@@ -289,6 +383,8 @@ class LoopController:
     def _tell(self, verdict: Verdict, metrics: EvalMetrics | None, window: int) -> None:
         """Callbacks in the order in which a compiled run tells them."""
         call, events = self.callbacks.call, verdict.events
+        if metrics is not None:
+            self._verbose.line(window, metrics.primary_score, self._told_score, self.state, self.brain.interval, events)
         call("on_episode_end", window, metrics)
         if Event.BEST in events and self._saved is not None:
             call("on_improvement", self._saved)
@@ -299,15 +395,16 @@ class LoopController:
         if Event.DEGRADED in events and metrics is not None:
             call("on_degradation", window, metrics)
 
-    def _retune(self, verdict: Verdict, metrics: EvalMetrics | None) -> None:
+    def _retune(self, metrics: EvalMetrics | None) -> None:
         """Put the next hyperparameters in force: the brain's, or those of a tuner outside it."""
-        if metrics is None and not verdict.rollback:
+        if self._owed is None:
             return
+        events, self._owed = Event(self._owed), None
         before = dict(self.agent.get_hyperparams().params)
         if self._outside is None:
             after = {**before, **self.brain.hyperparams()}
         else:
-            if metrics is not None and Event.IMPROVING in verdict.events:
+            if metrics is not None and Event.IMPROVING in events:
                 self._outside.on_improvement(metrics)
             if metrics is not None and self.state in (LoopState.COOLING, LoopState.DORMANT):
                 self._outside.on_plateau(self.history)
@@ -320,6 +417,48 @@ class LoopController:
         self.agent.set_hyperparams(HyperparamSet(dict(after), self.brain.window))
         self.callbacks.call("on_hyperparam_update", dict(before), dict(after))
 
+    # -- what a keeper keeps -------------------------------------------------------------------------------
+
+    def parts(self) -> dict[str, Any]:
+        """Those that have a state of their own: whatever has `state_dict()` and `load_state_dict(state)`, by name."""
+        named = {
+            "evaluator": self.evaluator,
+            "pipeline": self.pipeline,
+            "val_pipeline": self.val_pipeline,
+            "optimizer": self._outside,
+            "diagnostic_controller": self.diagnostic_controller,
+            **{f"callback {i} ({type(c).__name__})": c for i, c in enumerate(self.callbacks.callbacks)},
+        }
+        return {name: part for name, part in named.items() if hasattr(part, "state_dict")}
+
+    def host_state(self) -> dict[str, Any]:
+        """All but the brain's arrays and the agent; plain values and NumPy arrays."""
+        return {
+            "history": [dataclasses.asdict(metrics) for metrics in self.history],
+            "saved": None if self._saved is None else self._saved.snapshot_id,
+            "beginning": None if self._beginning is None else self._beginning.snapshot_id,
+            "owed": self._owed,
+            "notes": list(self.notes),
+            "seconds": dict(self.seconds),
+            "parts": {name: part.state_dict() for name, part in self.parts().items()},
+        }
+
+    def load_host_state(self, state: Mapping[str, Any]) -> None:
+        """Take over a saved `host_state`; the agent and the brain are put back by the keeper."""
+        self.history[:] = [EvalMetrics(**entry) for entry in state["history"]]
+        snapshots = {snapshot.snapshot_id: snapshot for snapshot in self.registry.snapshots}
+        self._saved, self._beginning = (snapshots.get(state[name]) for name in ("saved", "beginning"))
+        self.notes[:] = state["notes"]
+        self.seconds.update(state["seconds"])
+        parts = self.parts()
+        for name, saved in state["parts"].items():
+            if name in parts:
+                for problem in parts[name].load_state_dict(saved) or ():
+                    self._note(problem)
+        self.scheduler.state = self.brain.state.scheduler
+        self._owed = state["owed"]
+        self._retune(self.history[-1] if self.history else None)
+
     # -- start and end -------------------------------------------------------------------------------------
 
     def _set_up(self) -> None:
@@ -331,6 +470,8 @@ class LoopController:
             if set_agent is not None:
                 set_agent(self.agent)
         self.callbacks.call("on_loop_start")
+        if self._keeper is not None and self._keeper.begin():
+            return
         before = dict(self.agent.get_hyperparams().params)
         # Never the best: a score of minus infinity is below every other, and it goes when there is something better.
         self._beginning = self.registry.save(self.agent, EvalMetrics(-math.inf, {}, 0), HyperparamSet(dict(before)))
@@ -346,6 +487,24 @@ class LoopController:
             for pipeline in (self.pipeline, self.val_pipeline):
                 if pipeline is not None:
                     pipeline.teardown()
+
+    def _closing_notes(self, reason: StopReason) -> list[str]:
+        notes = []
+        recent = [m.primary_score for m in self.history[-self.scheduler.config.trend_window :]]
+        mean = abs(float(np.mean(recent))) if recent else 0.0
+        if reason == StopReason.CONVERGED and mean > 0 and float(np.std(recent)) > self.cv_threshold * mean:
+            share = float(np.std(recent)) / mean
+            notes.append(
+                f"the plateau is unsteady: its scores vary by {share:.0%} (cv_threshold {self.cv_threshold:.0%})"
+            )
+        best = None if self._saved is None else self._saved.eval_metrics
+        gap = None if best is None else best.generalization_gap
+        if best is not None and gap is not None and gap > self.gap_threshold * abs(best.primary_score):
+            notes.append(
+                f"the best policy scores {gap:.4g} higher on training than on validation windows "
+                f"(more than gap_threshold {self.gap_threshold:.0%}): it is overfitted"
+            )
+        return notes
 
 
 def _numeric(params: Mapping[str, Any]) -> dict[str, float]:

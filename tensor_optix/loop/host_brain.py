@@ -112,10 +112,27 @@ class HostBrain:
         self.state = autonomy.resume(self.config, self.state)
         self._due = bool(autonomy.is_due(self.state))
 
+    def override(self, values: Mapping[str, float]) -> None:
+        """Hyperparameters that somebody else put in force; see `autonomy.override`."""
+        known = {name: jnp.float32(value) for name, value in values.items() if name in self.state.hyper}
+        if known:
+            self.state = _override(self.config, self.state, known)
+
+    def extend(self, max_windows: int) -> None:
+        """A larger budget."""
+        self.state = autonomy.extend(self.state, max_windows)
+        self._due = bool(autonomy.is_due(self.state))
+
+    def restore(self, state: AutonomyState) -> None:
+        """Take over a saved `state`."""
+        self.state = state
+        self._due = bool(autonomy.is_due(state))
+
 
 _NOTHING = Verdict(False, False, False, Event.NONE, StopReason.RUNNING)
 _init = jax.jit(autonomy.init, static_argnums=0)
 _step = jax.jit(autonomy.step, static_argnums=0)
+_override = jax.jit(autonomy.override, static_argnums=0)
 
 
 @jax.jit

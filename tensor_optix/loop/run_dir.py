@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -45,6 +45,7 @@ __all__ = ["LoadedCheckpoint", "NoCheckpointError", "RunDir", "RunDirError"]
 
 KEPT_CHECKPOINTS = 2
 _EVENTS, _CHECKPOINTS, _POLICY = "events.jsonl", "checkpoints", "policy"
+_FILES = "files"  # in a checkpoint: what the caller wrote
 _RECORD_VERSION = 1
 _LOOKS = 3  # times a reader looks again when a writer exchanged the checkpoints under its eyes
 
@@ -63,6 +64,7 @@ class LoadedCheckpoint:
     state: Any  # in the structure, array types and shardings of the template
     meta: dict[str, Any]  # as given to `save_checkpoint`, after a round trip through JSON
     events_offset: int  # byte length of events.jsonl when the checkpoint was taken, for `truncate_events`
+    files: Path  # what `save_checkpoint(files=...)` wrote; it may not exist
     skipped: list[str] = field(default_factory=list)  # newer checkpoints that are damaged, and how
 
 
@@ -238,13 +240,20 @@ class RunDir:
         """Steps of the checkpoints that are there, ascending, whole or damaged."""
         return sorted(int(path.name) for path in _checkpoint_directories(self.path))
 
-    def save_checkpoint(self, step: int, state: Any, meta: Mapping[str, Any] | None = None) -> None:
+    def save_checkpoint(
+        self,
+        step: int,
+        state: Any,
+        meta: Mapping[str, Any] | None = None,
+        files: Callable[[Path], None] | None = None,
+    ) -> None:
         """Saves the whole `state`; durable on return. A checkpoint of the same step is replaced.
 
         Args:
           step: what orders checkpoints, at least 0; say the number of windows done.
           state: pytree of numeric arrays (on any devices of this process), typed PRNG keys, ints, floats, bools.
           meta: host-side facts that belong to the same instant; anything JSON can hold.
+          files: writes whatever else belongs to it into the empty directory that it is given.
 
         Raises:
           RunDirError: it cannot be written. Older checkpoints stand, and nothing half-written is to be seen.
@@ -261,6 +270,9 @@ class RunDir:
             self._events.sync()  # the lines below events_offset must outlive a power cut if the checkpoint does
             remove(staging)
             staging.mkdir(parents=True)
+            if files is not None:
+                (staging / _FILES).mkdir()
+                files(staging / _FILES)
             checkpoint_files.write(staging, record, specs, arrays)
             publish_directory(staging, final)
         except Exception as error:  # Orbax reports a full disk as ValueError, among others
@@ -379,7 +391,7 @@ def _load(directory: Path, template: Any, skipped: list[str]) -> LoadedCheckpoin
         state = checkpoint_files.read(directory, record["leaves"], template)
     except (RunDirError, OSError) as error:  # whole, yet unreadable: retired by a writer meanwhile, or another Orbax
         return str(error)
-    return LoadedCheckpoint(record["step"], state, record["meta"], record["events_offset"], skipped)
+    return LoadedCheckpoint(record["step"], state, record["meta"], record["events_offset"], directory / _FILES, skipped)
 
 
 def _checkpoint_directories(path: Path) -> Iterator[Path]:

@@ -1,0 +1,155 @@
+"""A host run on disk: a directory as of a compiled run (`run_dir.py`), with the agent's own files in each checkpoint.
+
+snapshots/              the best and the newest policies (see `checkpoint_registry`)
+checkpoints/<window>/   the brain's arrays; files/ holds what `agent.save_state` wrote, and all else that goes on
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tensor_optix.core.autonomy import NO_LIMIT
+from tensor_optix.core.types import EvalMetrics, Event, LoopState, PolicySnapshot
+from tensor_optix.loop.checkpoint_registry import CheckpointRegistry
+from tensor_optix.loop.durable import RunDirError
+from tensor_optix.loop.events import LoopCallback
+from tensor_optix.loop.host import HostResult, LoopController
+from tensor_optix.loop.host_state import read_tree, write_tree
+from tensor_optix.loop.run_dir import NoCheckpointError, RunDir
+
+_AGENT = "agent"
+_SNAPSHOTS = "snapshots"
+SAVE_EVERY_S = 30.0  # seconds of training that a crash may cost
+
+_log = logging.getLogger(__name__)
+
+
+class HostRun:
+    """The keeper of a `LoopController`, and the callback that writes its events.
+
+    Make it, hand `registry`, itself as `keeper` and `recorder` as the first callback to a controller, then call
+    `attach(controller)`.
+
+    Args:
+      directory: from `RunDir.create` (a new run) or `RunDir.open` (one to go on with).
+      max_snapshots: as in `CheckpointRegistry`.
+      save_every: seconds between checkpoints.
+      resuming: put the newest checkpoint back at the start.
+    """
+
+    def __init__(
+        self, directory: RunDir, max_snapshots: int = 10, save_every: float = SAVE_EVERY_S, resuming: bool = False
+    ) -> None:
+        self.directory = directory
+        self.registry = CheckpointRegistry(directory.path / _SNAPSHOTS, max_snapshots)
+        self.recorder = EventRecorder(directory)
+        self._save_every, self._resuming = save_every, resuming
+        self._last_save = time.perf_counter()
+        self._save_failed = False
+
+    def attach(self, controller: LoopController) -> None:
+        self.controller = controller
+
+    def begin(self) -> bool:
+        """Puts the newest whole checkpoint back. False: there is none, so the run begins anew."""
+        self._last_save = time.perf_counter()
+        if not self._resuming:
+            return False
+        controller = self.controller
+        try:
+            loaded = self.directory.load_checkpoint(controller.brain.state)
+        except NoCheckpointError:
+            if self.directory.checkpoint_steps():
+                raise
+            self.directory.truncate_events(0)
+            return False
+        budget = int(controller.brain.state.max_windows)
+        self.directory.truncate_events(loaded.events_offset)
+        controller.agent.load_state(str(loaded.files / _AGENT))
+        controller.brain.restore(loaded.state)
+        if budget != NO_LIMIT and budget > controller.brain.window:
+            controller.brain.extend(budget)
+        controller.load_host_state(read_tree(loaded.files))
+        controller.notes.extend(loaded.skipped)
+        return True
+
+    def between_windows(self) -> None:
+        if time.perf_counter() - self._last_save >= self._save_every:
+            self._save()
+
+    def end(self, resumable: bool) -> None:
+        """A last checkpoint, also of a finished run: it may be given a larger budget."""
+        self._save()
+
+    def finish(self, result: HostResult | None) -> None:
+        """Writes down how the run ended, and closes the directory."""
+        try:
+            if result is not None:
+                label = result.stop_reason.label
+                status = "interrupted" if label == "interrupted" else "finished"
+                best = None if result.best_snapshot is None else result.best_snapshot.snapshot_id
+                self.directory.update_manifest(
+                    status=status, stop_reasons={"0": label}, windows=result.windows, best_snapshot=best
+                )
+        except RunDirError as error:
+            _log.warning("%s", error)
+        finally:
+            self.directory.close()
+
+    def _save(self) -> None:
+        controller = self.controller
+
+        def write(files: Path) -> None:
+            controller.agent.save_state(str(files / _AGENT))
+            write_tree(files, controller.host_state())
+
+        try:
+            self.directory.save_checkpoint(controller.brain.window, controller.brain.state, files=write)
+        except RunDirError as error:
+            if not self._save_failed:  # the run goes on; said once
+                _log.warning("%s", error)
+                controller.notes.append(f"a checkpoint could not be saved: {error}")
+            self._save_failed = True
+        self._last_save = time.perf_counter()
+
+
+class EventRecorder(LoopCallback):
+    """Writes what happens to `events.jsonl`: a row for each evaluation, and for each change of hyperparameters."""
+
+    def __init__(self, directory: RunDir) -> None:
+        self._directory = directory
+
+    def on_episode_end(self, episode_id: int, eval_metrics: EvalMetrics | None) -> None:
+        if eval_metrics is not None:
+            self._row(
+                episode_id, "evaluation", score=eval_metrics.primary_score, metrics=_numbers(eval_metrics.metrics)
+            )
+
+    def on_improvement(self, snapshot: PolicySnapshot) -> None:
+        self._row(snapshot.episode_id, Event.BEST, snapshot=snapshot.snapshot_id)
+
+    def on_plateau(self, episode_id: int, state: LoopState) -> None:
+        self._row(episode_id, Event.PLATEAU, state=state.name.lower())
+
+    def on_dormant(self, episode_id: int) -> None:
+        self._row(episode_id, Event.DORMANT)
+
+    def on_degradation(self, episode_id: int, eval_metrics: EvalMetrics) -> None:
+        self._row(episode_id, Event.DEGRADED, score=eval_metrics.primary_score)
+
+    def on_hyperparam_update(self, old_params: dict[str, Any], new_params: dict[str, Any]) -> None:
+        changed = {k: v for k, v in _numbers(new_params).items() if old_params.get(k) != v}
+        self._row(None, Event.HYPERPARAMS, hyperparams=changed)
+
+    def _row(self, window: int | None, event: Event | str, **facts: Any) -> None:
+        name = event if isinstance(event, str) else str(event.name).lower().replace("_", "-")
+        place = {} if window is None else {"window": int(window)}
+        self._directory.append_events([{**place, "event": name, **facts}])
+
+
+def _numbers(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in values.items() if isinstance(v, int | float | str) or hasattr(v, "dtype")}

@@ -1,0 +1,407 @@
+"""The host run in one call: `RLOptimizer(agent=..., pipeline=...).run()`, or `Optimizer(agent, env).run()`.
+
+Both put together what `LoopController` needs: the default tuner from the bounds that the agent names, a scheduler, a
+directory of the run's own, diagnostics. Nothing is decided here.
+"""
+
+from __future__ import annotations
+
+import inspect
+import secrets
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tensor_optix.core.backoff_scheduler import BackoffConfig
+from tensor_optix.core.backoff_shell import BackoffScheduler
+from tensor_optix.core.base_agent import BaseAgent
+from tensor_optix.core.base_evaluator import BaseEvaluator
+from tensor_optix.core.base_optimizer import BaseOptimizer
+from tensor_optix.core.base_pipeline import BasePipeline
+from tensor_optix.core.diagnostic_controller import DiagnosticController
+from tensor_optix.core.types import LoopState, PolicySnapshot
+from tensor_optix.loop.checkpoint_registry import CheckpointRegistry
+from tensor_optix.loop.host import HostResult, LoopController
+from tensor_optix.loop.host_run import SAVE_EVERY_S, HostRun
+from tensor_optix.loop.run_dir import RunDir
+from tensor_optix.optimizers.spsa import SPSAOptimizer
+from tensor_optix.pipeline.batch import BatchPipeline
+from tensor_optix.pipeline.vector import VectorBatchPipeline
+
+_DEFAULT = BackoffConfig(max_interval=1)  # the rule whose error rates are measured
+
+
+class RLOptimizer:
+    """Trains `agent` on `pipeline` until learning is over: tunes, keeps the best, restores it, stops, and says why.
+
+    Args:
+        agent: any `BaseAgent`. pipeline: any `BasePipeline`.
+        agent_factory, pipeline_factory, val_pipeline_factory: make them when `run` is called, instead of `agent`,
+            `pipeline`, `val_pipeline`; each takes no argument, or one mapping of hyperparameters.
+        evaluator: scores windows; by default the mean return of whole episodes (`EpisodeEvaluator`).
+        optimizer: tunes hyperparameters; by default SPSA within the agent's `default_param_bounds`.
+        checkpoint_dir: every run gets a directory of its own in here (`run_dir`).
+        max_snapshots: policies kept: the best, the newest, and some between.
+        rollback_on_degradation: put the best weights back when the score fell below them by more than the noise.
+        improvement_margin: score units by which a new best must exceed the old one.
+        max_episodes: budget in windows.
+        base_interval, backoff_factor, max_interval_episodes: windows between evaluations: at first, growth, at most.
+        plateau_threshold, dormant_threshold: evaluations without improvement before COOLING and DORMANT.
+        degradation_threshold: a fall must lose at least 1 - this of the rise so far.
+        min_degradation_drop: smallest fall that counts, score units.
+        noise_k, score_window, trend_window: of the noise estimate and the trend test.
+        min_episodes_before_dormant, min_episodes_before_degradation: evaluations.
+        callbacks: `LoopCallback`s; more with `add_callback`.
+        val_pipeline: windows that are not learned from; where given their score decides.
+        score_smoothing: evaluations whose mean is told to the brain.
+        checkpoint_score_fn: agent -> score; where given it decides.
+        verbose, verbose_log_file: a line for each evaluation, printed or appended to a file.
+        diag_*: thresholds of the `DiagnosticController`; `diagnostics=False` leaves it out.
+        min_consecutive_degradations: evaluations in a row that make a degradation.
+        convergence_patience, target_score: stop after so many evaluations in a row at the score.
+        cv_threshold, gap_threshold: when the result notes an unsteady plateau, or overfitting.
+        seed: of the tuner's probes.
+        resume_from: the directory of an earlier run (its `run_dir`) to go on with, exactly where it was.
+        save_every: seconds between checkpoints.
+
+    None for a setting of the scheduler is the default rule, whose error rates are measured (`benchmarks/RESULTS.md`);
+    None for `min_episodes_before_dormant` is what the agent's class says in `default_min_episodes_before_dormant`.
+
+    Raises:
+        TypeError, ValueError: a combination that cannot be run; nothing has been written yet.
+        RunDirError: the directory cannot be used.
+    """
+
+    def __init__(
+        self,
+        agent: BaseAgent | None = None,
+        pipeline: BasePipeline | None = None,
+        evaluator: BaseEvaluator | None = None,
+        optimizer: BaseOptimizer | None = None,
+        checkpoint_dir: str | Path = "./tensor_optix_checkpoints",
+        max_snapshots: int = 10,
+        rollback_on_degradation: bool = False,
+        improvement_margin: float = 0.0,
+        max_episodes: int | None = None,
+        base_interval: int | None = None,
+        backoff_factor: float | None = None,
+        max_interval_episodes: int | None = None,
+        plateau_threshold: int | None = None,
+        dormant_threshold: int | None = None,
+        degradation_threshold: float | None = None,
+        min_degradation_drop: float | None = None,
+        noise_k: float | None = None,
+        score_window: int | None = None,
+        trend_window: int | None = None,
+        min_episodes_before_dormant: int | None = None,
+        min_episodes_before_degradation: int | None = None,
+        callbacks: Sequence[Any] | None = None,
+        val_pipeline: BasePipeline | None = None,
+        score_smoothing: int = 1,
+        checkpoint_score_fn: Callable[[Any], float] | None = None,
+        verbose: bool = False,
+        verbose_log_file: str | None = None,
+        diag_loss_spike_factor: float = 5.0,
+        diag_entropy_floor: float = 0.05,
+        diag_target_kl: float = 0.02,
+        diag_epsilon_patience: int = 20,
+        diag_epsilon_reset_value: float = 0.3,
+        diag_epsilon_score_threshold: float = 20.0,
+        diag_min_episodes: int = 5,
+        min_consecutive_degradations: int | None = None,
+        convergence_patience: int = 5,
+        cv_threshold: float = 0.05,
+        gap_threshold: float = 0.20,
+        target_score: float | None = None,
+        agent_factory: Callable[..., BaseAgent] | None = None,
+        pipeline_factory: Callable[..., BasePipeline] | None = None,
+        param_space: Mapping[str, Any] | None = None,
+        n_trials: int = 20,
+        trial_steps_fraction: float = 0.01,
+        val_pipeline_factory: Callable[..., BasePipeline] | None = None,
+        trial_agent_factory: Callable[..., BaseAgent] | None = None,
+        *,
+        diagnostics: bool = True,
+        seed: int = 0,
+        resume_from: str | Path | None = None,
+        save_every: float = SAVE_EVERY_S,
+    ) -> None:
+        _one_of("agent", agent, "agent_factory", agent_factory)
+        _one_of("pipeline", pipeline, "pipeline_factory", pipeline_factory)
+        if val_pipeline is not None and val_pipeline_factory is not None:
+            raise TypeError("RLOptimizer takes either val_pipeline or val_pipeline_factory, not both")
+        if param_space is not None or trial_agent_factory is not None:
+            raise NotImplementedError(
+                "a search over trials before the run (param_space) is not part of RLOptimizer yet"
+            )
+        if max_snapshots < 2:
+            raise ValueError(
+                f"max_snapshots must be at least 2 for a run (the best and the newest), got {max_snapshots}"
+            )
+        if max_episodes is not None and max_episodes < 1:
+            raise ValueError(f"max_episodes must be at least 1 window, got {max_episodes}")
+        self.agent, self.pipeline, self.val_pipeline = agent, pipeline, val_pipeline
+        self.evaluator, self.optimizer = evaluator, optimizer
+        self.scheduler = _scheduler(
+            agent,
+            min_degradation_drop=min_degradation_drop,
+            base_interval=base_interval,
+            backoff_factor=backoff_factor,
+            max_interval=max_interval_episodes,
+            plateau_threshold=plateau_threshold,
+            dormant_threshold=dormant_threshold,
+            degradation_share=None if degradation_threshold is None else 1.0 - degradation_threshold,
+            noise_k=noise_k,
+            score_window=score_window,
+            trend_window=trend_window,
+            min_evaluations_before_dormant=min_episodes_before_dormant,
+            min_evaluations_before_degradation=min_episodes_before_degradation,
+            min_consecutive_degradations=min_consecutive_degradations,
+        )
+        self.diagnostics: DiagnosticController | None = None
+        if diagnostics:
+            self.diagnostics = DiagnosticController(
+                loss_spike_factor=diag_loss_spike_factor,
+                entropy_floor=diag_entropy_floor,
+                target_kl=diag_target_kl,
+                epsilon_patience=diag_epsilon_patience,
+                epsilon_reset_value=diag_epsilon_reset_value,
+                epsilon_score_threshold=diag_epsilon_score_threshold,
+                min_episodes=diag_min_episodes,
+                verbose=verbose,
+            )
+        self.checkpoint_dir, self._max_snapshots = Path(checkpoint_dir), max_snapshots
+        self._factories = agent_factory, pipeline_factory, val_pipeline_factory
+        self._resume_from, self._save_every = resume_from, save_every
+        self._callbacks: list[Any] = list(callbacks or ())
+        self._loop_arguments: dict[str, Any] = {
+            "rollback_on_degradation": rollback_on_degradation,
+            "improvement_margin": improvement_margin,
+            "max_episodes": max_episodes,
+            "score_smoothing": score_smoothing,
+            "checkpoint_score_fn": checkpoint_score_fn,
+            "verbose": verbose,
+            "verbose_log_file": verbose_log_file,
+            "convergence_patience": convergence_patience,
+            "cv_threshold": cv_threshold,
+            "gap_threshold": gap_threshold,
+            "target_score": target_score,
+            "seed": seed,
+        }
+        self.run_dir: Path | None = None  # from `run` on
+        self._controller: LoopController | None = None
+        self._stop_asked = False
+
+    @property
+    def _scheduler(self) -> BackoffScheduler:
+        return self.scheduler
+
+    @property
+    def state(self) -> LoopState:
+        """ACTIVE before the run."""
+        return self.scheduler.current_state
+
+    @property
+    def best_snapshot(self) -> PolicySnapshot | None:
+        """The best policy so far, None before the first evaluation."""
+        return None if self._controller is None else self._controller.best_snapshot
+
+    @property
+    def result(self) -> HostResult | None:
+        """What the run came to, None before its end."""
+        return None if self._controller is None else self._controller.result
+
+    @property
+    def registry(self) -> CheckpointRegistry | None:
+        """The run's snapshots, None before `run`."""
+        return None if self._controller is None else self._controller.registry
+
+    def add_callback(self, callback: Any) -> None:
+        """One more, called after the others; from the next run on, or at once in a running one."""
+        self._callbacks.append(callback)
+        if self._controller is not None:
+            self._controller.callbacks.callbacks.append(callback)
+
+    def stop(self) -> None:
+        """Stop after the window in progress. Safe to call from callbacks and other threads, also before `run`."""
+        self._stop_asked = True
+        if self._controller is not None:
+            self._controller.stop()
+
+    def keep_going(self) -> None:
+        """Answer a DORMANT from `on_dormant`: it was handled, learning goes on."""
+        if self._controller is not None:
+            self._controller.keep_going()
+
+    def run(self) -> HostResult:
+        """Train to the end; the best policy is in the agent afterwards. What happened is in the result."""
+        self._make_what_is_missing()
+        assert self.agent is not None
+        if self.optimizer is None:
+            self.optimizer = _default_tuner(self.agent)
+        directory = self._open_directory()
+        keeper = HostRun(directory, self._max_snapshots, self._save_every, resuming=self._resume_from is not None)
+        result = None
+        try:
+            self._controller = LoopController(
+                agent=self.agent,
+                pipeline=self.pipeline,
+                evaluator=self.evaluator,
+                optimizer=self.optimizer,
+                checkpoint_registry=keeper.registry,
+                backoff_scheduler=self.scheduler,
+                callbacks=[keeper.recorder, *self._callbacks],
+                val_pipeline=self.val_pipeline,
+                diagnostic_controller=self.diagnostics,
+                keeper=keeper,
+                **self._loop_arguments,
+            )
+            keeper.attach(self._controller)
+            if self._stop_asked:
+                self._controller.stop()
+            result = self._controller.run()
+        finally:
+            keeper.finish(result)
+        return result
+
+    def _make_what_is_missing(self) -> None:
+        make_agent, make_pipeline, make_validation = self._factories
+        if self.agent is None and make_agent is not None:
+            self.agent = _called(make_agent)
+        if self.pipeline is None and make_pipeline is not None:
+            self.pipeline = _called(make_pipeline)
+        if self.val_pipeline is None and make_validation is not None:
+            self.val_pipeline = _called(make_validation)
+
+    def _open_directory(self) -> RunDir:
+        if self._resume_from is not None:
+            directory = RunDir.open(self._resume_from)
+            directory.update_manifest(status="running")
+        else:
+            directory = RunDir.create(_fresh(self.checkpoint_dir), {"config": self._facts(), "seeds": []})
+        self.run_dir = directory.path
+        return directory
+
+    def _facts(self) -> dict[str, Any]:
+        """What the manifest says about the run; names and numbers only."""
+        plain = {k: v for k, v in self._loop_arguments.items() if isinstance(v, int | float | str) or v is None}
+        return {
+            "driver": "host",
+            "agent": type(self.agent).__name__,
+            "pipeline": type(self.pipeline).__name__,
+            "hyperparams": {k: _plain(v) for k, v in self.agent.get_hyperparams().params.items()} if self.agent else {},
+            **plain,
+        }
+
+
+class Optimizer(RLOptimizer):
+    """`RLOptimizer` for an agent and an environment.
+
+    Args:
+        agent: any `BaseAgent`.
+        env: a Gymnasium environment, its id, or a function that makes one.
+        n_envs: environments side by side; above 1 each is made by the function (or by the environment's own spec).
+        window_size: steps of all environments together in a window; by default as long as the task needs
+            (`optimal_window_size`).
+        max_episodes: budget in windows.
+        callbacks, rollback_on_degradation, checkpoint_dir, **settings: as in `RLOptimizer`.
+    """
+
+    def __init__(
+        self,
+        agent: BaseAgent,
+        env: Any,
+        n_envs: int = 1,
+        window_size: int | None = None,
+        max_episodes: int | None = None,
+        callbacks: Sequence[Any] | None = None,
+        rollback_on_degradation: bool = False,
+        checkpoint_dir: str | Path = "./tensor_optix_checkpoints",
+        **settings: Any,
+    ) -> None:
+        if n_envs < 1:
+            raise ValueError(f"n_envs must be at least 1, got {n_envs}")
+        seed = settings.get("seed", 0)
+        super().__init__(
+            agent=agent,
+            pipeline=settings.pop("pipeline", None) or _pipeline(agent, env, n_envs, window_size, seed),
+            max_episodes=max_episodes,
+            callbacks=callbacks,
+            rollback_on_degradation=rollback_on_degradation,
+            checkpoint_dir=checkpoint_dir,
+            **settings,
+        )
+
+
+def _pipeline(agent: BaseAgent, env: Any, n_envs: int, window_size: int | None, seed: int) -> BasePipeline:
+    from tensor_optix.factory import algorithm_of, optimal_window_size
+
+    make = _maker(env, n_envs)
+    first = env if hasattr(env, "step") else make()
+    size = window_size or optimal_window_size(first, algorithm_of(agent))
+    if n_envs == 1:
+        return BatchPipeline(env=first, agent=agent, window_size=size, seed=seed)
+    if first is not env:
+        first.close()
+    return VectorBatchPipeline([make] * n_envs, agent=agent, window_size=max(1, size // n_envs), seed=seed)
+
+
+def _maker(env: Any, n_envs: int) -> Callable[[], Any]:
+    """A function that makes one more of `env`."""
+    import gymnasium
+
+    if isinstance(env, str):
+        return lambda: gymnasium.make(env)
+    if not hasattr(env, "step"):
+        if not callable(env):
+            raise TypeError(f"env must be a Gymnasium environment, its id or a function that makes one, got {env!r}")
+        return env
+    spec = getattr(env, "spec", None)
+    if n_envs > 1 and spec is None:
+        raise TypeError(f"n_envs={n_envs} needs more of the environment: give a function that makes one instead of it")
+    return lambda: gymnasium.make(spec)  # type: ignore[arg-type]
+
+
+def _scheduler(agent: BaseAgent | None, **settings: Any) -> BackoffScheduler:
+    """The measured rule, with what the caller gives in place of its parts."""
+    given = {name: value for name, value in settings.items() if value is not None}
+    if agent is not None and "min_evaluations_before_dormant" not in given:
+        given["min_evaluations_before_dormant"] = getattr(agent, "default_min_episodes_before_dormant", 0)
+    if agent is not None and not agent.is_on_policy:
+        given.setdefault("detect_degradation", False)  # a replay holds what other policies did
+    scheduler = BackoffScheduler()
+    scheduler.configure(BackoffConfig(**{**vars(_DEFAULT), **given}))
+    return scheduler
+
+
+def _default_tuner(agent: BaseAgent) -> SPSAOptimizer:
+    """SPSA within the bounds that the agent names, over those hyperparameters that it has."""
+    params = agent.get_hyperparams().params
+    bounds = {k: v for k, v in (getattr(agent, "default_param_bounds", None) or {}).items() if k in params}
+    log = [name for name in getattr(agent, "default_log_params", None) or () if name in bounds]
+    return SPSAOptimizer(param_bounds=bounds, log_params=log)
+
+
+def _one_of(name: str, given: Any, factory_name: str, factory: Any) -> None:
+    if (given is None) == (factory is None):
+        raise TypeError(f"RLOptimizer takes either {name} or {factory_name}, one of them and not both")
+
+
+def _called(factory: Callable[..., Any]) -> Any:
+    """The factory's product: with no argument, or with an empty mapping where it insists on hyperparameters."""
+    required = [
+        p
+        for p in inspect.signature(factory).parameters.values()
+        if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
+    ]
+    return factory({}) if required else factory()
+
+
+def _fresh(parent: Path) -> Path:
+    return parent / f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
+
+
+def _plain(value: Any) -> Any:
+    value = value.item() if hasattr(value, "item") else value
+    return value if isinstance(value, bool | int | float | str) or value is None else str(value)
