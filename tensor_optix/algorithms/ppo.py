@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any, NamedTuple
@@ -59,6 +60,10 @@ BOUNDS: dict[str, tuple[Any, ...]] = {
     "clip_range": (0.1, 0.3),
     "entropy_coef": (0.0, 0.05),
 }
+
+
+# What `window` and `update` report, means over their minibatches.
+LOSSES = ("policy_loss", "value_loss", "entropy", "approx_kl")
 
 
 @dataclass(frozen=True)
@@ -138,10 +143,16 @@ class Batch(NamedTuple):
 
 @dataclass(frozen=True)
 class PPO:
-    """PPO on one environment: a hashable description whose methods are pure."""
+    """PPO on one environment: a hashable description whose methods are pure.
+
+    Where nothing is collected (`init_params`, `init_opt`, `distribution`, `values`, `update`), anything with the shapes
+    and the kind of actions may stand in the environment's place.
+    """
 
     env: VectorEnv
     config: PPOConfig = dataclasses.field(default_factory=PPOConfig)
+    actor: Any = None  # with `init` and `apply` as a Network; instead of the torso that fits the observations
+    critic: Any = None
 
     name = "ppo"
     config_type = PPOConfig
@@ -164,13 +175,11 @@ class PPO:
 
     def init(self, key: jax.Array, hyper: Hyperparams) -> PPOLearner:
         key_actor, key_critic, key_env = jax.random.split(key, 3)
-        params = {"actor": self._actor.init(key_actor), "critic": self._critic.init(key_critic)}
-        if not self._discrete:
-            params["log_std"] = jnp.full((self.env.action_dim,), self.config.initial_log_std, jnp.float32)
+        params = self.init_params(key_actor, key_critic)
         env_state, obs = self.env.reset(key_env, self.config.n_envs)
         return PPOLearner(
             params=params,
-            opt=optax.scale_by_adam().init(ravel_pytree(params)[0]),
+            opt=self.init_opt(params),
             obs_moments=normalizers.init_moments(self.env.obs_shape) if self.config.normalize_observations else (),
             reward_scale=normalizers.init_reward_scale(self.config.n_envs) if self.config.normalize_rewards else (),
             env_state=env_state,
@@ -231,6 +240,17 @@ class PPO:
 
     # -- networks ------------------------------------------------------------------------------------------
 
+    def init_params(self, key_actor: jax.Array, key_critic: jax.Array) -> dict[str, Any]:
+        """Fresh parameters: actor, critic, and log_std [D] with continuous actions."""
+        params = {"actor": self._actor.init(key_actor), "critic": self._critic.init(key_critic)}
+        if not self._discrete:
+            params["log_std"] = jnp.full((self.env.action_dim,), self.config.initial_log_std, jnp.float32)
+        return params
+
+    def values(self, params: Any, obs: jax.Array) -> jax.Array:
+        """[*batch] float32 for observations [*batch, *obs]."""
+        return self._value(params["critic"], obs)
+
     @property
     def _discrete(self) -> bool:
         return self.env.action_kind == "discrete"
@@ -238,11 +258,11 @@ class PPO:
     @cached_property
     def _actor(self) -> Network:
         n_out = self.env.n_actions if self._discrete else self.env.action_dim
-        return self._network(n_out, head_gain=0.01)
+        return self.actor or self._network(n_out, head_gain=0.01)
 
     @cached_property
     def _critic(self) -> Network:
-        return self._network(1, head_gain=1.0)
+        return self.critic or self._network(1, head_gain=1.0)
 
     def _network(self, n_out: int, head_gain: float) -> Network:
         shape, sizes, act = self.env.obs_shape, self.config.hidden_sizes, self.config.activation
@@ -326,6 +346,31 @@ class PPO:
 
     # -- learning ------------------------------------------------------------------------------------------
 
+    def init_opt(self, params: Any) -> Any:
+        """The optimiser's state before the first update."""
+        return optax.scale_by_adam().init(ravel_pytree(params)[0])
+
+    def update(
+        self, params: Any, opt: Any, batch: Batch, order: jax.Array, n_updates: jax.Array, hyper: Hyperparams
+    ) -> tuple[Any, Any, dict[str, jax.Array]]:
+        """`n_updates` steps on rows that came from elsewhere: parameters, optimiser state, mean losses.
+
+        Args:
+            batch: the rows; advantages not normalised.
+            order: [U, M] int32, the rows of each minibatch; those from `n_updates` on are not used.
+            n_updates: [] int32, at least 1, traced: windows of many lengths share one program.
+            hyper: all but gamma and gae_lambda are read.
+        """
+        flat, unravel = ravel_pytree(params)
+
+        def step(i: jax.Array, carry: tuple[Any, dict[str, jax.Array]]) -> tuple[Any, dict[str, jax.Array]]:
+            after, losses = self._step(unravel, batch, hyper, carry[0], order[i])
+            return after, jax.tree.map(jnp.add, carry[1], losses)
+
+        zeros = dict.fromkeys(LOSSES, jnp.float32(0.0))
+        (flat, opt), sums = jax.lax.fori_loop(0, n_updates, step, ((flat, opt), zeros))
+        return unravel(flat), opt, jax.tree.map(lambda x: x / n_updates.astype(jnp.float32), sums)
+
     def _update(
         self, learner: PPOLearner, batch: Batch, hyper: Hyperparams, key: jax.Array
     ) -> tuple[Any, Any, dict[str, jax.Array]]:
@@ -334,23 +379,32 @@ class PPO:
         order = permutations(key, config.n_epochs, total)
         order = order.reshape(config.n_epochs * config.n_minibatches, total // config.n_minibatches)
         hyper = self._annealed(learner, hyper)
-        adam = optax.scale_by_adam(eps=hyper["adam_eps"])
-        clip = optax.clip_by_global_norm(hyper["max_grad_norm"])
-
-        # The optimiser works on one flat vector: a kernel for each leaf would cost more than the gradient itself.
         flat, unravel = ravel_pytree(learner.params)
-
-        def step(carry: tuple[jax.Array, Any], index: jax.Array) -> tuple[tuple[jax.Array, Any], dict[str, jax.Array]]:
-            flat, opt = carry
-            rows = jax.tree.map(lambda x: x.at[index].get(mode="promise_in_bounds"), batch)
-            grads, losses = jax.grad(self._loss, has_aux=True)(unravel(flat), rows, hyper)
-            with jax.numpy_dtype_promotion("standard"):  # optax mixes its integer count with floats
-                grads, _ = clip.update(ravel_pytree(grads)[0], optax.EmptyState())
-                updates, opt = adam.update(grads, opt)
-            return (flat - hyper["learning_rate"] * updates, opt), losses
-
+        step = partial(self._step, unravel, batch, hyper)
         (flat, opt), losses = jax.lax.scan(step, (flat, learner.opt), order)
         return unravel(flat), opt, jax.tree.map(partial(jnp.mean, axis=0), losses)
+
+    def _step(
+        self,
+        unravel: Callable[[jax.Array], Any],
+        batch: Batch,
+        hyper: Hyperparams,
+        carry: tuple[jax.Array, Any],
+        index: jax.Array,
+    ) -> tuple[tuple[jax.Array, Any], dict[str, jax.Array]]:
+        """One minibatch, the rows `index` [M] of `batch`; the carry is (parameters, optimiser state).
+
+        The optimiser works on one flat vector: a kernel for each leaf would cost more than the gradient itself.
+        """
+        flat, opt = carry
+        adam = optax.scale_by_adam(eps=hyper["adam_eps"])
+        clip = optax.clip_by_global_norm(hyper["max_grad_norm"])
+        rows = jax.tree.map(lambda x: x.at[index].get(mode="promise_in_bounds"), batch)
+        grads, losses = jax.grad(self._loss, has_aux=True)(unravel(flat), rows, hyper)
+        with jax.numpy_dtype_promotion("standard"):  # optax mixes its integer count with floats
+            grads, _ = clip.update(ravel_pytree(grads)[0], optax.EmptyState())
+            updates, opt = adam.update(grads, opt)
+        return (flat - hyper["learning_rate"] * updates, opt), losses
 
     def _annealed(self, learner: PPOLearner, hyper: Hyperparams) -> Hyperparams:
         if not self.config.anneal_windows:
@@ -365,7 +419,7 @@ class PPO:
         dist = self._distribution(params["actor"], params.get("log_std", ()), rows.obs)
         value = self._value(params["critic"], rows.obs)
         advantage = rows.advantage
-        if self.config.normalize_advantages:
+        if self.config.normalize_advantages and advantage.shape[0] > 1:  # of one row nothing would be left
             advantage = (advantage - advantage.mean()) / (advantage.std() + jnp.float32(1e-8))
         log_ratio = dist.log_prob(rows.action) - rows.log_prob
         ratio = jnp.exp(log_ratio)
@@ -378,12 +432,8 @@ class PPO:
         value_loss = half * squared.mean()
         entropy = dist.entropy().mean()
         loss = policy_loss + hyper["value_coef"] * value_loss - hyper["entropy_coef"] * entropy
-        return loss, {
-            "policy_loss": policy_loss,
-            "value_loss": value_loss,
-            "entropy": entropy,
-            "approx_kl": (ratio - 1 - log_ratio).mean(),  # Schulman's k3 estimator
-        }
+        approx_kl = (ratio - 1 - log_ratio).mean()  # Schulman's k3 estimator
+        return loss, dict(zip(LOSSES, (policy_loss, value_loss, entropy, approx_kl), strict=True))
 
 
 def _all_finite(tree: Any) -> jax.Array:

@@ -66,12 +66,20 @@ class EpisodeReturns:
 class EpisodeEvaluator(BaseEvaluator):
     """Scores by `EpisodeReturns`.
 
+    A mean of one or two returns says little, and what it says is biased: a short window holds the ends of short
+    episodes rather than long ones. So a score waits for `min_episodes` of them, for at most ten windows; the first one
+    does not.
+
     Args:
         primary_score_fn: EpisodeData -> float, a score of the caller's own instead. Optional.
+        min_episodes: whole episodes behind a score of training windows, after the first score.
     """
 
-    def __init__(self, primary_score_fn: Any = None) -> None:
-        self.primary_score_fn = primary_score_fn
+    def __init__(self, primary_score_fn: Any = None, min_episodes: int = 5) -> None:
+        if min_episodes < 1:
+            raise ValueError(f"min_episodes must be at least 1, got {min_episodes}")
+        self.primary_score_fn, self.min_episodes = primary_score_fn, min_episodes
+        self._waited = 0  # windows since the last score
         self._train, self._validation = EpisodeReturns(), EpisodeReturns()
         self._returns: list[float] = []  # since the last score
         self._lengths: list[int] = []
@@ -84,15 +92,19 @@ class EpisodeEvaluator(BaseEvaluator):
         self._returns += returns
         self._lengths += lengths
         self._windows += 1
+        self._waited += 1
         self._observed = episode_data
 
     def score(self, episode_data: EpisodeData, train_diagnostics: dict[str, Any]) -> EvalMetrics | None:
         if episode_data is not self._observed:  # a caller that does not know the hook
             self.observe(episode_data)
+        few = 0 < len(self._returns) < self.min_episodes and self.primary_score_fn is None
+        if few and self.unit == "episode return" and self._waited < PATIENCE:
+            return None
         metrics = self._metrics(episode_data, self._returns, self._lengths)
         if metrics is None:
             return None
-        self._returns, self._lengths = [], []
+        self._returns, self._lengths, self._waited = [], [], 0
         numbers = {k: float(v) for k, v in train_diagnostics.items() if isinstance(v, int | float | np.number)}
         return EvalMetrics(metrics["primary_score"], {**numbers, **metrics}, episode_data.episode_id)
 
@@ -110,6 +122,7 @@ class EpisodeEvaluator(BaseEvaluator):
             "returns": self._returns,
             "lengths": self._lengths,
             "windows": self._windows,
+            "waited": self._waited,
             "unit": self.unit,
         }
 
@@ -118,7 +131,7 @@ class EpisodeEvaluator(BaseEvaluator):
         self._train.load_state_dict(state["train"])
         self._validation.load_state_dict(state["validation"])
         self._returns, self._lengths = list(state["returns"]), list(state["lengths"])
-        self._windows, self.unit = int(state["windows"]), state["unit"]
+        self._windows, self._waited, self.unit = int(state["windows"]), int(state["waited"]), state["unit"]
 
     def _metrics(self, data: EpisodeData, returns: list[float], lengths: list[int]) -> dict[str, Any] | None:
         rewards = task_rewards(data)

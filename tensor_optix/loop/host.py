@@ -143,7 +143,10 @@ class LoopController:
         if checkpoint_registry is not None and checkpoint_registry.max_snapshots < 2:  # the best, and one being tried
             raise ValueError(f"max_snapshots must be at least 2 for a run, got {checkpoint_registry.max_snapshots}")
         self.agent, self.pipeline, self.val_pipeline = agent, pipeline, val_pipeline
-        self.evaluator = evaluator if evaluator is not None else EpisodeEvaluator()
+        if evaluator is None:  # where something else decides, the training score has nothing to wait for
+            decides = val_pipeline is None and checkpoint_score_fn is None
+            evaluator = EpisodeEvaluator() if decides else EpisodeEvaluator(min_episodes=1)
+        self.evaluator = evaluator
         self.optimizer = optimizer
         self.registry = checkpoint_registry or CheckpointRegistry("./tensor_optix_checkpoints")
         self.scheduler = backoff_scheduler or BackoffScheduler()

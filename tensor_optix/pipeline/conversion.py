@@ -46,6 +46,13 @@ def as_action(action: Any, space: Any) -> tuple[Any, Any]:
     return (np.array(action) if isinstance(action, np.ndarray) else action), action
 
 
+def tell_action_bounds(agent: Any, space: Any) -> None:
+    """Let an agent that asks (`set_action_bounds`) know the bounds of a Box; those beyond 1e30 count as infinite."""
+    if hasattr(agent, "set_action_bounds") and _is_box(space):
+        low, high = np.asarray(space.low, np.float64), np.asarray(space.high, np.float64)
+        agent.set_action_bounds(np.where(low <= -1e30, -np.inf, low), np.where(high >= 1e30, np.inf, high))
+
+
 def act_function(agent: Any, deterministic: bool) -> Callable[[Any], Any]:
     """`agent.act`, or `agent.act_deterministic` where that is asked for and exists."""
     if deterministic and hasattr(agent, "act_deterministic"):

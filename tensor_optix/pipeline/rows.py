@@ -102,3 +102,10 @@ def positive(name: str, value: Any) -> int:
     if number < 1:
         raise ValueError(f"{name} must be at least 1, got {number}")
     return number
+
+
+def positive_seconds(name: str, value: Any) -> float:
+    """`value` as a float; ValueError if it is not a finite number above 0."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
+        raise ValueError(f"{name} must be a number of seconds above 0, got {value!r}")
+    return float(value)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator
+from typing import Any
 
 from tensor_optix.core.base_agent import BaseAgent
 from tensor_optix.core.base_pipeline import BasePipeline
 from tensor_optix.core.types import EpisodeData
+from tensor_optix.pipeline.conversion import tell_action_bounds
 from tensor_optix.pipeline.rows import positive
 
 
@@ -21,6 +23,7 @@ class WindowPipeline(BasePipeline):
         self._deterministic = deterministic
         self._episode_id = 0  # windows so far
         self._is_set_up = False
+        self._told: BaseAgent | None = None  # the agent that knows the bounds of actions
 
     @property
     def window_size(self) -> int:
@@ -46,9 +49,22 @@ class WindowPipeline(BasePipeline):
         while True:
             if not self._is_set_up:
                 self.setup()
+            if self._agent is not self._told:
+                tell_action_bounds(self._agent, self._action_space())
+                self._told = self._agent
             window = self._window()
             self._episode_id += 1
             yield window
+
+    def _action_space(self) -> Any:
+        """Of one environment; None if it does not tell."""
+        env: Any = self.env
+        return getattr(env, "single_action_space", None) or getattr(env, "action_space", None)
+
+    @property
+    @abstractmethod
+    def env(self) -> Any:
+        """The environment or vector."""
 
     @abstractmethod
     def _window(self) -> EpisodeData:

@@ -18,6 +18,7 @@ from tensor_optix.core.search_space import search_space
 from tensor_optix.core.types import EvalMetrics, Event, HyperparamSet, LoopState, Scores, StopReason
 from tensor_optix.loop.checkpoint_registry import CheckpointRegistry
 from tensor_optix.loop.durable import RunDirError
+from tensor_optix.loop.episode_returns import EpisodeEvaluator
 from tensor_optix.loop.events import LoopCallback
 from tensor_optix.loop.host import LoopController
 from tensor_optix.loop.host_brain import HostBrain
@@ -357,14 +358,31 @@ class TestEvaluation:
             first = i * 200
             return window_of([1.0] * 200, ends=[t for t in range(200) if (first + t + 1) % 500 == 0], episode_id=i)
 
-        result = controller(tmp_path, pipeline=Source(collect), max_episodes=40).run()
+        result = controller(
+            tmp_path, pipeline=Source(collect), max_episodes=40, evaluator=EpisodeEvaluator(min_episodes=1)
+        ).run()
         assert {m.primary_score for m in result.history} == {500.0}
         assert 10 < len(result.history) < 40
+
+    def test_a_score_waits_for_several_episodes_but_not_for_ever(self, tmp_path):
+        def windows(per_window):
+            source = Source(lambda i: window_of([1.0] * 4, ends=range(per_window(i)), episode_id=i))
+            return [m.episode_id for m in controller(tmp_path, pipeline=source, max_episodes=30).run().history]
+
+        assert windows(lambda i: 4) == list(range(0, 30, 2))[:1] + list(range(2, 30, 2))
+        assert windows(lambda i: 1) == [0, 5, 10, 15, 20, 25]
+        assert windows(lambda i: int(i % 10 == 0)) == [0, 10, 20]
 
     def test_episodes_between_evaluations_count_too(self, tmp_path):
         source = Source(lambda i: window_of([float(i)], ends=(0,), episode_id=i))
         scheduler = BackoffScheduler(base_interval=3, max_interval_episodes=3)
-        result = controller(tmp_path, pipeline=source, backoff_scheduler=scheduler, max_episodes=6).run()
+        result = controller(
+            tmp_path,
+            pipeline=source,
+            backoff_scheduler=scheduler,
+            max_episodes=6,
+            evaluator=EpisodeEvaluator(min_episodes=1),
+        ).run()
         assert [(m.episode_id, m.primary_score) for m in result.history] == [(2, 1.0), (5, 4.0)]
 
     def test_smoothing(self, tmp_path):
@@ -456,7 +474,9 @@ def test_whole_episodes_of_a_gymnasium_environment_are_the_score(tmp_path):
 
     agent = Bang()
     pipeline = BatchPipeline(env_id="CartPole-v1", agent=agent, window_size=300, seed=0)
-    result = controller(tmp_path, agent, pipeline=pipeline, max_episodes=20).run()
+    result = controller(
+        tmp_path, agent, pipeline=pipeline, max_episodes=20, evaluator=EpisodeEvaluator(min_episodes=1)
+    ).run()
     scores = [m.primary_score for m in result.history]
     assert len(scores) >= 10
     assert min(scores) > 100  # a piece of an episode would be less

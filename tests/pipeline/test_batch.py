@@ -6,7 +6,7 @@ import gymnasium
 import numpy as np
 import pytest
 
-from tensor_optix.pipeline import BatchPipeline
+from tensor_optix.pipeline import BatchPipeline, VectorBatchPipeline
 from tests.pipeline.counting import BOTH, TERMINATED, TRUNCATED, Counting, Reader
 
 LONG = ((1000, TERMINATED),)
@@ -298,3 +298,38 @@ def test_composite_observations_are_refused():
     env.observation_space = gymnasium.spaces.Dict({"a": gymnasium.spaces.Discrete(2)})
     with pytest.raises(TypeError, match="FlattenObservation"):
         BatchPipeline(env, Reader()).setup()
+
+
+class Bounded:
+    """An agent that asks for the bounds of actions."""
+
+    def set_action_bounds(self, low, high):
+        self.low, self.high = low, high
+
+    def act(self, observation):
+        return np.zeros(1, np.float32)
+
+
+@pytest.mark.parametrize("vector", [False, True])
+def test_the_agent_learns_the_bounds_of_actions(vector):
+    first, second = Bounded(), Bounded()
+    if vector:
+        pipeline = VectorBatchPipeline([lambda: gymnasium.make("Pendulum-v1")] * 2, agent=first, window_size=4)
+    else:
+        pipeline = BatchPipeline(env_id="Pendulum-v1", agent=first, window_size=4)
+    windows = pipeline.episodes()
+    next(windows)
+    assert (first.low.tolist(), first.high.tolist()) == ([-2.0], [2.0])
+    pipeline.set_agent(second)
+    next(windows)
+    assert second.high.tolist() == [2.0]
+    pipeline.teardown()
+
+
+def test_huge_bounds_are_none():
+    from tensor_optix.pipeline.conversion import tell_action_bounds
+
+    agent = Bounded()
+    biggest = float(np.finfo(np.float32).max)
+    tell_action_bounds(agent, gymnasium.spaces.Box(-biggest, biggest, (1,), np.float32))
+    assert (agent.low.tolist(), agent.high.tolist()) == ([-np.inf], [np.inf])

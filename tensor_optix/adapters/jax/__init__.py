@@ -1,0 +1,1 @@
+"""Host agents over flax.nnx modules."""

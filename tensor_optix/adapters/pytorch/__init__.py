@@ -1,0 +1,1 @@
+"""Agents over PyTorch modules; PyTorch itself is imported when the first of them is made."""

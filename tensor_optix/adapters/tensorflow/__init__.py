@@ -1,0 +1,1 @@
+"""Agents over Keras models, and their evaluator."""

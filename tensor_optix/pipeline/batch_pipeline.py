@@ -1,0 +1,5 @@
+"""`BatchPipeline` under another name of its module."""
+
+from tensor_optix.pipeline.batch import BatchPipeline
+
+__all__ = ["BatchPipeline"]

@@ -1,0 +1,5 @@
+"""`VectorBatchPipeline` under another name of its module."""
+
+from tensor_optix.pipeline.vector import VectorBatchPipeline
+
+__all__ = ["VectorBatchPipeline"]
