@@ -85,12 +85,18 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="settings, such as hyperparams.learning_rate=3e-4"
     )
-    parser.add_argument("-a", "--algorithm", help="its name (default: ppo)")
-    parser.add_argument("--seeds", metavar="N", help="how many, or which: 8 or 3,5,7")
+    parser.add_argument("-a", "--algorithm", help="its name (default: ppo), or an agent's class such as TorchPPOAgent")
+    parser.add_argument(
+        "--driver", choices=("compiled", "host"), help="host: any Gymnasium environment, one seed (default: as asked)"
+    )
+    parser.add_argument("--framework", choices=("torch", "tf", "jax"), help="of the agent; asks for the host driver")
+    parser.add_argument("--seeds", metavar="N", help="how many, or which: 8 or 3,5,7; one only with the host driver")
     parser.add_argument("--target", type=float, metavar="SCORE", help="stop where the score stays at or above it")
     parser.add_argument("--no-tune", action="store_true", help="leave the hyperparameters as they are")
     parser.add_argument("--no-stop", action="store_true", help="use the whole budget even after convergence")
-    parser.add_argument("--run-dir", metavar="DIR", help="where the run is kept (default: runs/ENV-ALGORITHM-TIME)")
+    parser.add_argument(
+        "--run-dir", metavar="DIR", help="where the run is kept (default: under runs/); host: its parent"
+    )
     parser.add_argument("--no-run-dir", action="store_true", help="keep nothing on disk")
     parser.add_argument("--overwrite", action="store_true", help="replace the run that is in --run-dir")
     _add_common(parser)
@@ -124,39 +130,54 @@ def _add_validate(parser: argparse.ArgumentParser) -> None:
 
 
 def _train(args: argparse.Namespace) -> int:
+    from tensor_optix.cli_request import requested
+    from tensor_optix.config import RunConfig
     from tensor_optix.training import run_config
 
-    run = _requested(args)
+    run = requested(args)
+    if not isinstance(run, RunConfig):
+        return _on_host("train", run, args)
     _check_plot(args.plot)
+    _check_environment(run.env)
     _start_runtime(args)
     run_dir = None if args.no_run_dir else args.run_dir or _fresh_run_dir(run)
     result = run_config(run, run_dir=run_dir, overwrite=args.overwrite, progress=not args.quiet)
     return _present(result, args)
 
 
-def _requested(args: argparse.Namespace) -> RunConfig:
-    from tensor_optix.config import ConfigError, apply_overrides, from_mapping, read_yaml
+def _on_host(command: str, what: Any, args: argparse.Namespace) -> int:
+    """Train or resume with the host driver."""
+    from tensor_optix import cli_host
+    from tensor_optix.config import ConfigError
 
-    what = args.what
-    if "=" in what:
-        raise ConfigError(f"expected an environment or a YAML file before the settings, got {what!r}")
-    is_file = what.endswith((".yaml", ".yml")) or Path(what).is_file()
-    values = read_yaml(what) if is_file else {"env": what}
-    given = {
-        "algorithm": args.algorithm,
-        "seeds": None if args.seeds is None else _seeds(args.seeds),
-        "total_steps": args.steps,
-        "target_score": args.target,
-        "tune": False if args.no_tune else None,
-        "stop": False if args.no_stop else None,
-    }
-    values |= {name: value for name, value in given.items() if value is not None}
-    return from_mapping(apply_overrides(values, args.overrides))
+    if args.plot is not None:
+        raise ConfigError("--plot draws runs of the compiled driver; what happens in a host run is in its events.jsonl")
+    if getattr(args, "overwrite", False):
+        raise ConfigError("--overwrite has nothing to replace: every host run gets a directory of its own in --run-dir")
+    _start_runtime(args)
+    return OK if getattr(cli_host, command)(what, args) else INTERRUPTED
+
+
+def _check_environment(env: str) -> None:
+    """Name the way out where only Gymnasium has the environment."""
+    import gymnasium
+
+    from tensor_optix import envs
+    from tensor_optix.config import ConfigError
+
+    if ":" not in env and env in gymnasium.registry and env not in envs.list_environments():
+        raise ConfigError(
+            f"the compiled driver has no environment {env!r}, but Gymnasium has: train on it with --driver host "
+            "(driver: host in YAML), or with -a TorchPPOAgent for an agent of PyTorch"
+        )
 
 
 def _resume(args: argparse.Namespace) -> int:
+    from tensor_optix.cli_host import is_host_run
     from tensor_optix.training import resume
 
+    if is_host_run(args.run_dir):
+        return _on_host("resume", args.run_dir, args)
     _check_plot(args.plot)
     _start_runtime(args)
     return _present(resume(args.run_dir, total_steps=args.steps, progress=not args.quiet), args)
@@ -190,9 +211,11 @@ def _check_plot(path: str | None) -> None:
 
 
 def _evaluate(args: argparse.Namespace) -> int:
+    from tensor_optix import cli_host
     from tensor_optix.training import evaluate_run
 
-    facts = evaluate_run(args.run_dir, episodes=args.episodes, seed=args.seed)
+    score = cli_host.evaluate if cli_host.is_host_run(args.run_dir) else evaluate_run
+    facts = score(args.run_dir, episodes=args.episodes, seed=args.seed)
     if args.json:
         print(json.dumps(facts, allow_nan=False))
     else:
@@ -202,9 +225,13 @@ def _evaluate(args: argparse.Namespace) -> int:
 
 
 def _plot(args: argparse.Namespace) -> int:
+    from tensor_optix.cli_host import is_host_run
+    from tensor_optix.config import ConfigError
     from tensor_optix.loop.run_dir import RunDir
     from tensor_optix.results import TrainResult
 
+    if is_host_run(args.run_dir):
+        raise ConfigError(f"plot draws runs of the compiled driver; what happened is in {args.run_dir}/events.jsonl")
     result = TrainResult.from_payload(*RunDir.read(args.run_dir).load_result())
     output = Path(args.output or Path(args.run_dir) / "curves.png")
     result.plot(output)
@@ -213,13 +240,17 @@ def _plot(args: argparse.Namespace) -> int:
 
 
 def _validate(args: argparse.Namespace) -> int:
-    from tensor_optix.config import load_config
+    from tensor_optix import cli_host
+    from tensor_optix.config import RunConfig, config_to_dict, load_config
     from tensor_optix.plan import make_plan
 
     run = load_config(args.config, args.overrides)
     _start_runtime(args)
-    plan = make_plan(run)
-    print(json.dumps(plan.run.to_dict(), indent=1))
+    if isinstance(run, RunConfig):
+        _check_environment(run.env)
+        print(json.dumps(config_to_dict(make_plan(run).run), indent=1))
+    else:
+        print(json.dumps(cli_host.validate(run), indent=1))
     return OK
 
 
@@ -256,16 +287,6 @@ def _fresh_run_dir(run: RunConfig) -> Path:
         count += 1
         path = base.with_name(f"{base.name}-{count}")
     return path
-
-
-def _seeds(text: str) -> Any:
-    from tensor_optix.config import ConfigError
-
-    try:
-        values = [int(part) for part in text.split(",")]
-    except ValueError:
-        raise ConfigError(f"--seeds must be a number of seeds or a list of them such as 3,5,7, got {text!r}") from None
-    return values if "," in text else values[0]
 
 
 def _whole(text: str) -> int:

@@ -1,4 +1,8 @@
-"""What a run is asked to do: `RunConfig`, from keywords, YAML or the command line, checked before anything starts."""
+"""What a run is asked to do, from keywords, YAML or the command line, checked before anything starts.
+
+`RunConfig` is a run of the compiled driver, `TrainConfig` (in `host_config.py`) one of the host driver. A file says
+which it is with `driver: compiled` or `driver: host`, or by what it asks for.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,25 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from tensor_optix.host_config import TrainConfig
+
+_Config = TypeVar("_Config", bound="RunConfig | TrainConfig")
+_INSTEAD = {  # a setting of one driver -> what comes nearest in the other
+    "seeds": "seed",
+    "total_steps": "max_episodes (windows)",
+    "hyperparams": "agent",
+    "autonomy": "optimizer",
+    "seed": "seeds",
+    "max_episodes": "total_steps",
+    "agent": "hyperparams",
+    "optimizer": "autonomy",
+    "hidden_sizes": "config.hidden_sizes",
+    "n_envs": "config.n_envs",
+    "window_size": "config.n_steps",
+}
 
 
 class ConfigError(ValueError):
@@ -49,21 +71,58 @@ class RunConfig:
 
 def from_mapping(values: Mapping[str, Any]) -> RunConfig:
     """A `RunConfig` from plain data; unknown keys are refused with the nearest name."""
-    known = [f.name for f in dataclasses.fields(RunConfig)]
+    return _made(RunConfig, values)
+
+
+def config_from_dict(values: Mapping[str, Any]) -> RunConfig | TrainConfig:
+    """The configuration that plain data asks for; see `driver_of`. The inverse of `config_to_dict`.
+
+    Raises ConfigError also for a setting of the other driver.
+    """
+    from tensor_optix.host_config import TrainConfig
+
+    driver, reason = driver_of(values)
+    kind, other = (TrainConfig, RunConfig) if driver == "host" else (RunConfig, TrainConfig)
+    foreign = set(_names(other)) - set(_names(kind))
     for key in values:
-        if key not in known:
-            raise ConfigError(unknown("setting", str(key), known))
-    if "env" not in values:
-        raise ConfigError('no environment given: set env, for example env: "CartPole-v1"')
-    return RunConfig(**values)
+        if key in foreign:
+            owner = "compiled" if driver == "host" else "host"
+            hint = f"use {_INSTEAD[key]} instead, or take it out" if key in _INSTEAD else "take it out"
+            raise ConfigError(
+                f"setting {key!r} is of the {owner} driver, and this run is of the {driver} driver because {reason}: "
+                f"{hint}, or set driver: {owner}"
+            )
+    return _made(kind, {key: value for key, value in values.items() if key != "driver"})
 
 
-def load_config(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
-    """Read a YAML file and apply `key=value` overrides.
+def config_to_dict(config: RunConfig | TrainConfig) -> dict[str, Any]:
+    """Everything in `config` as plain data, and which driver it is for."""
+    return {"driver": "compiled" if isinstance(config, RunConfig) else "host", **dataclasses.asdict(config)}
+
+
+def driver_of(values: Mapping[str, Any]) -> tuple[str, str]:
+    """The driver, "compiled" or "host", and why: what `driver` says, else a host agent or setting in `values`."""
+    from tensor_optix.host_config import MARKS, is_agent_class
+
+    driver, algorithm = values.get("driver"), values.get("algorithm")
+    if driver in ("compiled", "host"):
+        return str(driver), f"it says driver: {driver}"
+    if driver is not None:
+        raise ConfigError(unknown("driver", str(driver), ("compiled", "host")))
+    if is_agent_class(algorithm):
+        return "host", f"{algorithm} is an agent of that driver"
+    marks = [str(key) for key in values if key in MARKS]
+    if marks:
+        return "host", f"{marks[0]} is set"
+    return "compiled", "nothing asks for the host driver"
+
+
+def load_config(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig | TrainConfig:
+    """Read a YAML file and apply `key=value` overrides; the file decides on the driver (`driver_of`).
 
     Raises ConfigError where the file cannot be read, is not YAML, or says something that cannot be run.
     """
-    return from_mapping(apply_overrides(read_yaml(path), overrides))
+    return config_from_dict(apply_overrides(read_yaml(path), overrides))
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
@@ -115,35 +174,34 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> str:
     return f"unknown {kind} {name!r}; {hint}known: {', '.join(names)}"
 
 
+def _made(kind: type[_Config], values: Mapping[str, Any]) -> _Config:
+    known = _names(kind)
+    for key in values:
+        if key not in known:
+            raise ConfigError(unknown("setting", str(key), known))
+    if "env" not in values:
+        raise ConfigError('no environment given: set env, for example env: "CartPole-v1"')
+    return kind(**values)
+
+
+def _names(kind: type[Any]) -> list[str]:
+    return [f.name for f in dataclasses.fields(kind)]
+
+
 def _check(run: RunConfig) -> None:
-    if not isinstance(run.env, str) or not run.env:
-        raise ConfigError(f'env must be the id of an environment, for example "CartPole-v1", got {run.env!r}')
     _check_seeds(run.seeds)
     for name in ("total_steps", "eval_every", "eval_episodes", "eval_max_steps", "final_episodes"):
-        value = getattr(run, name)
-        if value is None and name != "final_episodes":
-            continue
-        if isinstance(value, float) and value.is_integer():
-            value = int(value)
-            setattr(run, name, value)
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ConfigError(f"{name} must be a whole number of at least 1, got {value!r}")
+        if getattr(run, name) is not None or name == "final_episodes":
+            setattr(run, name, whole(name, getattr(run, name)))
     for name in ("config", "hyperparams", "search_space", "autonomy"):
         if not isinstance(getattr(run, name), dict):
             raise ConfigError(f"{name} must be a mapping of names to values, got {getattr(run, name)!r}")
     if not isinstance(run.variants, list) or not all(isinstance(v, dict) for v in run.variants):
         raise ConfigError(f"variants must be a list of mappings of hyperparameters, got {run.variants!r}")
-    if run.target_score is not None and not _is_number(run.target_score):
-        raise ConfigError(f"target_score must be a finite number, got {run.target_score!r}")
-    if not isinstance(run.stop, bool):
-        raise ConfigError(f"stop must be true or false, got {run.stop!r}")
-    if not isinstance(run.tune, bool) and not (
-        isinstance(run.tune, list) and all(isinstance(name, str) for name in run.tune)
-    ):
-        raise ConfigError(f"tune must be true, false or a list of hyperparameter names, got {run.tune!r}")
+    check_shared(run)
     for values in (run.hyperparams, *run.variants):
         for name, value in values.items():
-            if not _is_number(value):
+            if not is_number(value):
                 raise ConfigError(f"hyperparameter {name!r} must be a finite number, got {value!r}")
 
 
@@ -161,7 +219,31 @@ def _check_seeds(seeds: Any) -> None:
         raise ConfigError(f"seeds must differ from each other, got {values}")
 
 
-def _is_number(value: Any) -> bool:
+def check_shared(run: RunConfig | TrainConfig) -> None:
+    """The settings that both drivers have."""
+    if not isinstance(run.env, str) or not run.env:
+        raise ConfigError(f'env must be the id of an environment, for example "CartPole-v1", got {run.env!r}')
+    if run.target_score is not None and not is_number(run.target_score):
+        raise ConfigError(f"target_score must be a finite number, got {run.target_score!r}")
+    if not isinstance(run.stop, bool):
+        raise ConfigError(f"stop must be true or false, got {run.stop!r}")
+    if not isinstance(run.tune, bool) and not (
+        isinstance(run.tune, list) and all(isinstance(name, str) for name in run.tune)
+    ):
+        raise ConfigError(f"tune must be true, false or a list of hyperparameter names, got {run.tune!r}")
+
+
+def whole(name: str, value: Any, least: int = 1) -> int:
+    """`value` as an int, or one sentence why not."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ConfigError(f"{name} must be a whole number of at least {least}, got {value!r}")
+    return value
+
+
+def is_number(value: Any) -> bool:
+    """A finite int or float."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 

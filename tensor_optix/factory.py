@@ -46,10 +46,11 @@ def _episode_length(env: Any) -> float:
     lengths = []
     for episode in range(_PROBED):
         env.reset(seed=episode)
-        for length in range(1, _PROBE_STEPS + 1):
+        lengths.append(0)
+        over = False
+        while not over and lengths[-1] < _PROBE_STEPS:
             _, _, terminated, truncated, _ = env.step(env.action_space.sample())
-            if terminated or truncated:
-                break
-        lengths.append(length)
+            over = terminated or truncated
+            lengths[-1] += 1
     env.reset()
     return sum(lengths) / len(lengths)

@@ -25,6 +25,7 @@ from tensor_optix.loop.checkpoint_registry import CheckpointRegistry
 from tensor_optix.loop.host import HostResult, LoopController
 from tensor_optix.loop.host_run import SAVE_EVERY_S, HostRun
 from tensor_optix.loop.run_dir import RunDir
+from tensor_optix.loop.run_manifest import user_entries
 from tensor_optix.optimizers.spsa import SPSAOptimizer
 from tensor_optix.pipeline.batch import BatchPipeline
 from tensor_optix.pipeline.vector import VectorBatchPipeline
@@ -57,13 +58,15 @@ class RLOptimizer:
         score_smoothing: evaluations whose mean is told to the brain.
         checkpoint_score_fn: agent -> score; where given it decides.
         verbose, verbose_log_file: a line for each evaluation, printed or appended to a file.
-        diag_*: thresholds of the `DiagnosticController`; `diagnostics=False` leaves it out.
+        diagnostics, diag_*: a `DiagnosticController` watches if it is asked for, or one of its thresholds is given.
+            By default none does: on CartPole its rules cost more than they gave (`benchmarks/RESULTS.md`).
         min_consecutive_degradations: evaluations in a row that make a degradation.
         convergence_patience, target_score: stop after so many evaluations in a row at the score.
         cv_threshold, gap_threshold: when the result notes an unsteady plateau, or overfitting.
         seed: of the tuner's probes.
         resume_from: the directory of an earlier run (its `run_dir`) to go on with, exactly where it was.
         save_every: seconds between checkpoints.
+        manifest: further entries of the run's `manifest.json`; anything JSON can hold.
 
     None for a setting of the scheduler is the default rule, whose error rates are measured (`benchmarks/RESULTS.md`);
     None for `min_episodes_before_dormant` is what the agent's class says in `default_min_episodes_before_dormant`.
@@ -102,13 +105,13 @@ class RLOptimizer:
         checkpoint_score_fn: Callable[[Any], float] | None = None,
         verbose: bool = False,
         verbose_log_file: str | None = None,
-        diag_loss_spike_factor: float = 5.0,
-        diag_entropy_floor: float = 0.05,
-        diag_target_kl: float = 0.02,
-        diag_epsilon_patience: int = 20,
-        diag_epsilon_reset_value: float = 0.3,
-        diag_epsilon_score_threshold: float = 20.0,
-        diag_min_episodes: int = 5,
+        diag_loss_spike_factor: float | None = None,
+        diag_entropy_floor: float | None = None,
+        diag_target_kl: float | None = None,
+        diag_epsilon_patience: int | None = None,
+        diag_epsilon_reset_value: float | None = None,
+        diag_epsilon_score_threshold: float | None = None,
+        diag_min_episodes: int | None = None,
         min_consecutive_degradations: int | None = None,
         convergence_patience: int = 5,
         cv_threshold: float = 0.05,
@@ -122,10 +125,11 @@ class RLOptimizer:
         val_pipeline_factory: Callable[..., BasePipeline] | None = None,
         trial_agent_factory: Callable[..., BaseAgent] | None = None,
         *,
-        diagnostics: bool = True,
+        diagnostics: bool | None = None,
         seed: int = 0,
         resume_from: str | Path | None = None,
         save_every: float = SAVE_EVERY_S,
+        manifest: Mapping[str, Any] | None = None,
     ) -> None:
         _one_of("agent", agent, "agent_factory", agent_factory)
         _one_of("pipeline", pipeline, "pipeline_factory", pipeline_factory)
@@ -159,21 +163,23 @@ class RLOptimizer:
             min_evaluations_before_degradation=min_episodes_before_degradation,
             min_consecutive_degradations=min_consecutive_degradations,
         )
+        rules = {
+            "loss_spike_factor": diag_loss_spike_factor,
+            "entropy_floor": diag_entropy_floor,
+            "target_kl": diag_target_kl,
+            "epsilon_patience": diag_epsilon_patience,
+            "epsilon_reset_value": diag_epsilon_reset_value,
+            "epsilon_score_threshold": diag_epsilon_score_threshold,
+            "min_episodes": diag_min_episodes,
+        }
+        given = {name: value for name, value in rules.items() if value is not None}
         self.diagnostics: DiagnosticController | None = None
-        if diagnostics:
-            self.diagnostics = DiagnosticController(
-                loss_spike_factor=diag_loss_spike_factor,
-                entropy_floor=diag_entropy_floor,
-                target_kl=diag_target_kl,
-                epsilon_patience=diag_epsilon_patience,
-                epsilon_reset_value=diag_epsilon_reset_value,
-                epsilon_score_threshold=diag_epsilon_score_threshold,
-                min_episodes=diag_min_episodes,
-                verbose=verbose,
-            )
+        if diagnostics or (diagnostics is None and given):
+            self.diagnostics = DiagnosticController(**given, verbose=verbose)  # type: ignore[arg-type]
         self.checkpoint_dir, self._max_snapshots = Path(checkpoint_dir), max_snapshots
         self._factories = agent_factory, pipeline_factory, val_pipeline_factory
         self._resume_from, self._save_every = resume_from, save_every
+        self._manifest = user_entries(manifest or {})
         self._callbacks: list[Any] = list(callbacks or ())
         self._loop_arguments: dict[str, Any] = {
             "rollback_on_degradation": rollback_on_degradation,
@@ -277,9 +283,10 @@ class RLOptimizer:
     def _open_directory(self) -> RunDir:
         if self._resume_from is not None:
             directory = RunDir.open(self._resume_from)
-            directory.update_manifest(status="running")
+            directory.update_manifest(**{**self._manifest, "status": "running"})
         else:
-            directory = RunDir.create(_fresh(self.checkpoint_dir), {"config": self._facts(), "seeds": []})
+            entries = {**self._manifest, "config": self._facts(), "seeds": []}
+            directory = RunDir.create(_fresh(self.checkpoint_dir), entries)
         self.run_dir = directory.path
         return directory
 

@@ -226,16 +226,20 @@ class TestDiagnostics:
         agent = Wild(learning_rate=1e-2)
         # evaluations are rare: between them nothing but the rule may move the learning rate
         opt = optimizer(
-            tmp_path, agent, base_interval=12, max_interval_episodes=12, max_episodes=11, callbacks=[Watch()]
-        )
+            tmp_path, agent, base_interval=12, max_interval_episodes=12, max_episodes=11, callbacks=[Watch()],
+            diagnostics=True,
+        )  # fmt: skip
         opt.run()
         rates = [seen["learning_rate"] for seen in agent.seen]
         assert rates[8:] == pytest.approx([rates[7] / 2] * 3)
         assert updates[-1] == pytest.approx((rates[7], rates[7] / 2))
         assert [f.rule for f in opt.diagnostics.firings] == ["high-kl"]
 
-    def test_they_can_be_left_out(self, tmp_path):
-        assert optimizer(tmp_path, diagnostics=False).diagnostics is None
+    def test_they_watch_when_they_are_asked_to(self, tmp_path):
+        assert optimizer(tmp_path).diagnostics is None
+        assert optimizer(tmp_path, diag_target_kl=0.1).diagnostics.target_kl == 0.1
+        assert optimizer(tmp_path, diagnostics=True).diagnostics.target_kl == 0.02
+        assert optimizer(tmp_path, diagnostics=False, diag_target_kl=0.1).diagnostics is None
 
 
 class Noisy(Plain):

@@ -22,8 +22,8 @@ from tensor_optix.core.types import HyperparamSet
 def require_tensorflow() -> Any:
     """The tensorflow module. ImportError with the command that installs it, or if Keras runs on another backend."""
     try:
-        import keras  # type: ignore[import-untyped]
-        import tensorflow  # type: ignore[import-untyped]
+        import keras
+        import tensorflow
     except ImportError as error:
         raise ImportError('TensorFlow agents need TensorFlow: pip install "tensor-optix[tensorflow]"') from error
     if keras.backend.backend() != "tensorflow":

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import tensorflow as tf  # type: ignore[import-untyped]
+import tensorflow as tf
 
 from tensor_optix.algorithms.host_actions import LOG_STD_RANGE, Categorical, Gaussian
 

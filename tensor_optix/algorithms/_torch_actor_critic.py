@@ -127,10 +127,13 @@ class ActorCriticAgent(ModuleAgent):
         from tensor_optix.algorithms._torch_update import Batch
 
         tensor, index = self._networks.tensor, rows.index
-        batch, targets = tensor(observations[index]), tensor(self._distribution.targets(data.actions)[index])
+        batch = tensor(observations[index])
+        with torch.no_grad():
+            outputs = self._actor(batch)
+        targets = tensor(self._distribution.targets(data.actions, outputs.shape[-1])[index])
         if data.log_probs is None:
             with torch.no_grad():
-                log_probs, _ = self._distribution.log_prob_and_entropy(self._actor(batch), targets)
+                log_probs, _ = self._distribution.log_prob_and_entropy(outputs, targets)
         else:
             given = np.asarray(data.log_probs, np.float32).reshape(-1)
             if len(given) != len(data.rewards):

@@ -1,7 +1,8 @@
 """The PyTorch side of PPO: action distributions and the clipped update.
 
-A distribution has two sides. In NumPy it turns an actor's output into actions, at every step of an environment; in
-PyTorch it gives log-probabilities and entropies with gradients, of what `targets` made of the recorded actions.
+A distribution has two sides. In NumPy (`host_actions`) it turns an actor's output into actions, at every step of an
+environment; in PyTorch it gives log-probabilities and entropies with gradients, of what `targets` made of the recorded
+actions.
 """
 
 from __future__ import annotations
@@ -17,10 +18,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from tensor_optix.algorithms import host_actions
 from tensor_optix.algorithms._torch_networks import Networks
 
-LOG_STD_RANGE = (-5.0, 2.0)
-_EDGE = 1.0 - 1e-6  # of a squashed action, beyond which tanh cannot be inverted in float32
 _HALF_LOG_2PI = 0.5 * math.log(2.0 * math.pi)
 
 
@@ -35,7 +35,7 @@ class Distribution(Protocol):
     def mode(self, outputs: np.ndarray) -> np.ndarray:
         """[N, A] -> the N most likely actions."""
 
-    def targets(self, actions: Any) -> np.ndarray:
+    def targets(self, actions: Any, n_outputs: int) -> np.ndarray:
         """N recorded actions -> what `log_prob_and_entropy` takes."""
 
     def log_prob_and_entropy(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -45,31 +45,14 @@ class Distribution(Protocol):
         """What an ONNX file gives of the actor's output."""
 
 
-class Categorical:
+class Categorical(host_actions.Categorical):
     """Actions 0..A-1 with probabilities softmax(logits)."""
 
     output_name = "logits"
 
-    def sample(self, outputs: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """int64 [N], by the Gumbel trick; 0 where a logit is NaN."""
-        scores = outputs - np.log(rng.standard_exponential(outputs.shape))
-        return _first_where_nan(scores)
-
-    def mode(self, outputs: np.ndarray) -> np.ndarray:
-        return _first_where_nan(outputs)
-
-    def probabilities(self, outputs: np.ndarray) -> np.ndarray:
-        """float32 [N, A], softmax."""
-        weights = np.exp(outputs - outputs.max(axis=-1, keepdims=True))
-        return (weights / weights.sum(axis=-1, keepdims=True)).astype(np.float32)
-
-    def targets(self, actions: Any) -> np.ndarray:
-        actions = np.asarray(actions)
-        return actions.reshape(len(actions)).astype(np.int64)
-
     def log_prob_and_entropy(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         log_probs = functional.log_softmax(outputs, dim=-1)
-        chosen = log_probs.gather(1, targets[:, None])[:, 0]
+        chosen = log_probs.gather(1, targets[:, None].long())[:, 0]
         # An action that is ruled out (logit -inf) adds 0 to the entropy, not 0 * -inf.
         return chosen, -(log_probs.exp() * log_probs.clamp(min=torch.finfo(log_probs.dtype).min)).sum(-1)
 
@@ -77,44 +60,8 @@ class Categorical:
         return outputs
 
 
-class ActionBounds:
-    """Between the unit range -1..1 and the environment's: action = low + (u + 1) / 2 * (high - low).
-
-    A dimension with an infinite bound stays as it is.
-    """
-
-    def __init__(self, action_dim: int) -> None:
-        self.low, self.high = np.full(action_dim, -1.0), np.full(action_dim, 1.0)
-
-    def set(self, low: Any, high: Any) -> None:
-        """Two arrays of `action_dim` numbers; ValueError unless each low is below its high."""
-        low, high = (np.asarray(bound, np.float64).reshape(-1) for bound in (low, high))
-        if low.shape != self.low.shape or high.shape != self.low.shape:
-            raise ValueError(f"bounds must be {len(self.low)} numbers each, got {low.size} and {high.size}")
-        if not (low < high).all():
-            raise ValueError(f"each low must be below its high, got {low.tolist()} and {high.tolist()}")
-        free = ~(np.isfinite(low) & np.isfinite(high))
-        self.low, self.high = np.where(free, -1.0, low), np.where(free, 1.0, high)
-
-    def to_action(self, unit: np.ndarray) -> np.ndarray:
-        """float32, not clipped."""
-        return (self.low + (unit + 1.0) / 2.0 * (self.high - self.low)).astype(np.float32)
-
-    def to_unit(self, action: np.ndarray) -> np.ndarray:
-        """The inverse, float64."""
-        return 2.0 * (action - self.low) / (self.high - self.low) - 1.0
-
-    def state_dict(self) -> dict[str, Any]:
-        """Both bounds."""
-        return {"low": self.low, "high": self.high}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over a saved `state_dict`; ValueError for another number of dimensions."""
-        self.set(state["low"], state["high"])
-
-
-class Gaussian:
-    """Independent normal distributions in unit range; the actor gives [mean || log_std], log_std clipped to -5..2.
+class Gaussian(host_actions.Gaussian):
+    """Independent normal distributions in unit range; the actor gives [mean || log_std].
 
     With `squash`, u = tanh(z) of a normal z: log p(u) = log p(z) - sum 2 (log 2 - z - softplus(-2 z)), and the entropy
     is that of z. Log-probabilities are densities in unit range.
@@ -122,48 +69,17 @@ class Gaussian:
 
     output_name = "mean"
 
-    def __init__(self, action_dim: int, squash: bool, bounds: ActionBounds) -> None:
-        self.action_dim, self.squash, self.bounds = action_dim, squash, bounds
-
-    def sample(self, outputs: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """float32 [N, D] in the environment's range, not clipped; its middle where an output is NaN."""
-        mean, log_std = np.split(outputs, [self._checked(outputs)], axis=-1)
-        noise = rng.standard_normal(mean.shape, np.float32)
-        return self._action(mean + np.exp(np.clip(log_std, *LOG_STD_RANGE)) * noise)
-
-    def mode(self, outputs: np.ndarray) -> np.ndarray:
-        return self._action(outputs[:, : self._checked(outputs)])
-
-    def targets(self, actions: Any) -> np.ndarray:
-        """float32 [N, D]: u, or z with `squash`, u kept within 1 - 1e-6."""
-        actions = np.asarray(actions, np.float64)
-        unit = self.bounds.to_unit(actions.reshape(len(actions), self.action_dim))
-        return (np.arctanh(np.clip(unit, -_EDGE, _EDGE)) if self.squash else unit).astype(np.float32)
-
     def log_prob_and_entropy(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        mean, log_std = outputs.split(self._checked(outputs), dim=-1)
-        log_std = log_std.clamp(*LOG_STD_RANGE)
+        mean, log_std = outputs.split(self.width(outputs), dim=-1)
+        log_std = log_std.clamp(*host_actions.LOG_STD_RANGE)
         log_prob = -0.5 * ((targets - mean) * torch.exp(-log_std)).square() - log_std - _HALF_LOG_2PI
         if self.squash:
             log_prob = log_prob - 2.0 * (math.log(2.0) - targets - functional.softplus(-2.0 * targets))
         return log_prob.sum(-1), (log_std + (0.5 + _HALF_LOG_2PI)).sum(-1)
 
     def exported(self, outputs: Tensor) -> Tensor:
-        mean = outputs[:, : self._checked(outputs)]
+        mean = outputs[:, : self.width(outputs)]
         return torch.tanh(mean) if self.squash else mean
-
-    def _action(self, z: np.ndarray) -> np.ndarray:
-        unit = np.tanh(z) if self.squash else z
-        return self.bounds.to_action(np.where(np.isnan(unit), 0.0, unit))
-
-    def _checked(self, outputs: Any) -> int:
-        """The number of dimensions; ValueError if the actor's output is of another width than twice that."""
-        if outputs.shape[-1] != 2 * self.action_dim:
-            raise ValueError(
-                f"the actor must give {2 * self.action_dim} numbers, [mean || log_std] of {self.action_dim} each, "
-                f"got {outputs.shape[-1]}: change its last layer"
-            )
-        return self.action_dim
 
 
 @dataclass(frozen=True)
@@ -264,9 +180,3 @@ class Exported(nn.Module):
 
 def _float32(array: np.ndarray, device: torch.device) -> Tensor:
     return torch.as_tensor(array, dtype=torch.float32, device=device)
-
-
-def _first_where_nan(scores: np.ndarray) -> np.ndarray:
-    chosen = scores.argmax(axis=-1)
-    bad = np.isnan(scores)
-    return np.where(bad.any(axis=-1), 0, chosen) if bad.any() else chosen

@@ -90,13 +90,22 @@ class Gaussian:
 
     def sample(self, outputs: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """[N, 2D] -> float32 [N, D] in the environment's range; its middle where an output is NaN."""
-        mean, log_std = outputs[:, : self.action_dim], outputs[:, self.action_dim :]
+        mean, log_std = np.split(outputs, [self.width(outputs)], axis=-1)
         std = np.exp(np.clip(log_std, *LOG_STD_RANGE))
         return self._to_action(mean + std * rng.standard_normal(mean.shape))
 
     def mode(self, outputs: np.ndarray) -> np.ndarray:
         """[N, 2D] -> the means, float32 [N, D] in the environment's range."""
-        return self._to_action(outputs[:, : self.action_dim])
+        return self._to_action(outputs[:, : self.width(outputs)])
+
+    def width(self, outputs: Any) -> int:
+        """D; ValueError if a network's outputs [N, ...] are not 2D numbers each."""
+        if outputs.shape[-1] != 2 * self.action_dim:
+            raise ValueError(
+                f"the actor must give {2 * self.action_dim} numbers, [mean || log_std] of {self.action_dim} each, "
+                f"got {outputs.shape[-1]}: change its last layer"
+            )
+        return self.action_dim
 
     def targets(self, actions: Any, n_outputs: int) -> np.ndarray:
         """N recorded actions -> float32 [N, D], before tanh with `squash`. ValueError for another D."""

@@ -54,12 +54,12 @@ class TorchGaussianPPOAgent(ActorCriticAgent):
         n_threads: int | None = None,
     ) -> None:
         networks = networks_of(type(self).__name__, actor, critic, optimizer, device, n_threads)
-        from tensor_optix.algorithms._torch_update import ActionBounds, Gaussian
+        from tensor_optix.algorithms._torch_update import Gaussian
 
         if operator.index(action_dim) < 1:
             raise ValueError(f"action_dim must be at least 1, got {action_dim}")
-        self._bounds = ActionBounds(operator.index(action_dim))
-        distribution = Gaussian(operator.index(action_dim), bool(squash), self._bounds)
+        distribution = Gaussian(operator.index(action_dim), bool(squash))
+        self._bounds = distribution.bounds
         super().__init__(
             networks, distribution, hyperparams, reward_normalizer, obs_normalizer, seed, action_bounds=self._bounds
         )

@@ -282,7 +282,9 @@ def test_gaussian_samples_follow_the_density_that_learning_uses(kind):
     for d in range(2):  # the dimensions are independent: the other is held fixed, and normalised away below
         points = np.zeros((len(grid), 2))
         points[:, d] = grid
-        targets = torch.as_tensor(agent._distribution.targets(agent._bounds.to_action(points)))
+        targets = torch.as_tensor(
+            agent._distribution.targets(agent._bounds.to_action(points), 2 * agent._bounds.low.size)
+        )
         log_prob, _ = agent._distribution.log_prob_and_entropy(outputs, targets)
         density = np.exp(log_prob.double().numpy())
         mass = np.trapezoid(density, grid)
@@ -292,7 +294,7 @@ def test_gaussian_samples_follow_the_density_that_learning_uses(kind):
         assert abs(samples[:, d].mean() - mean) < 5 * spread / math.sqrt(n)
         assert samples[:, d].std() == pytest.approx(spread, rel=0.03)
     joint = math.exp(float(agent._distribution.log_prob_and_entropy(
-        outputs[:1], torch.as_tensor(agent._distribution.targets(agent._bounds.to_action(np.zeros((1, 2)))))
+        outputs[:1], torch.as_tensor(agent._distribution.targets(agent._bounds.to_action(np.zeros((1, 2))), 4))
     )[0][0]))  # fmt: skip
     assert joint == pytest.approx(densities[0] * densities[1], rel=1e-2)  # so each one's integral is 1
 
@@ -306,7 +308,7 @@ def test_bounds():
     np.testing.assert_allclose(agent._bounds.to_action(np.array([[-1.0, 1.0]])), [[-2.0, 10.0]])
     agent.set_action_bounds([-np.inf, 0.0], [5.0, 10.0])
     np.testing.assert_allclose(agent._bounds.to_action(np.array([[0.25, 0.0]])), [[0.25, 5.0]])
-    with pytest.raises(ValueError, match="must be 2 numbers"):
+    with pytest.raises(ValueError, match="must have 2 numbers"):
         agent.set_action_bounds([-1.0], [1.0])
     with pytest.raises(ValueError, match="below its high"):
         agent.set_action_bounds([1.0, 0.0], [1.0, 1.0])

@@ -121,7 +121,8 @@ class TorchAgent(ModuleAgent):
             explained = host_ppo.explained_variance(values, returns)
             facts = {"baseline_type": "value", "explained_variance": explained}
         logits = self._model(tensor(np.asarray(data.observations, np.float32)))
-        log_probs, _ = self._categorical.log_prob_and_entropy(logits, tensor(self._categorical.targets(data.actions)))
+        targets = tensor(self._categorical.targets(data.actions, logits.shape[-1]))
+        log_probs, _ = self._categorical.log_prob_and_entropy(logits, targets)
         return -(log_probs * normalized(tensor(weights.astype(np.float32)))).mean(), facts
 
 
