@@ -67,6 +67,27 @@ def test_readme_agent_learns_and_stops(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names: dict = {}
     exec(block, names)
-    result = names["loop"].result
+    result = names["optimizer"].result
     assert result.stop_reason == StopReason.CONVERGED
     assert result.best_snapshot.eval_metrics.primary_score > 400
+
+
+def test_readme_torch_agent_runs(tmp_path, monkeypatch):
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    block = next(b for b in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "TorchPPOAgent(" in b)
+    assert "window_size=512)" in block
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    exec(block.replace("window_size=512)", "window_size=512, max_episodes=3)"), names)
+    assert names["optimizer"].result.windows == 3
+
+
+def test_readme_host_file_is_valid(tmp_path):
+    from tensor_optix import TrainConfig, load_config
+
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    block = next(b for b in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL) if "TorchPPOAgent" in b)
+    (tmp_path / "config.yaml").write_text(block)
+    config = load_config(tmp_path / "config.yaml")
+    assert isinstance(config, TrainConfig)
+    assert config.agent["learning_rate"] == 3e-4
