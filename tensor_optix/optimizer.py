@@ -22,7 +22,8 @@ from tensor_optix.core.base_pipeline import BasePipeline
 from tensor_optix.core.diagnostic_controller import DiagnosticController
 from tensor_optix.core.types import LoopState, PolicySnapshot
 from tensor_optix.loop.checkpoint_registry import CheckpointRegistry
-from tensor_optix.loop.host import HostResult, LoopController
+from tensor_optix.loop.events import LoopCallback
+from tensor_optix.loop.host import HostResult, LoopController, check_budget
 from tensor_optix.loop.host_run import SAVE_EVERY_S, HostRun
 from tensor_optix.loop.run_dir import RunDir
 from tensor_optix.loop.run_manifest import user_entries
@@ -143,26 +144,25 @@ class RLOptimizer:
             raise ValueError(
                 f"max_snapshots must be at least 2 for a run (the best and the newest), got {max_snapshots}"
             )
-        if max_episodes is not None and max_episodes < 1:
-            raise ValueError(f"max_episodes must be at least 1 window, got {max_episodes}")
         self.agent, self.pipeline, self.val_pipeline = agent, pipeline, val_pipeline
         self.evaluator, self.optimizer = evaluator, optimizer
-        self.scheduler = _scheduler(
-            agent,
-            min_degradation_drop=min_degradation_drop,
-            base_interval=base_interval,
-            backoff_factor=backoff_factor,
-            max_interval=max_interval_episodes,
-            plateau_threshold=plateau_threshold,
-            dormant_threshold=dormant_threshold,
-            degradation_share=None if degradation_threshold is None else 1.0 - degradation_threshold,
-            noise_k=noise_k,
-            score_window=score_window,
-            trend_window=trend_window,
-            min_evaluations_before_dormant=min_episodes_before_dormant,
-            min_evaluations_before_degradation=min_episodes_before_degradation,
-            min_consecutive_degradations=min_consecutive_degradations,
-        )
+        self._scheduler_settings: dict[str, Any] = {
+            "min_degradation_drop": min_degradation_drop,
+            "base_interval": base_interval,
+            "backoff_factor": backoff_factor,
+            "max_interval": max_interval_episodes,
+            "plateau_threshold": plateau_threshold,
+            "dormant_threshold": dormant_threshold,
+            "degradation_share": None if degradation_threshold is None else 1.0 - degradation_threshold,
+            "noise_k": noise_k,
+            "score_window": score_window,
+            "trend_window": trend_window,
+            "min_evaluations_before_dormant": min_episodes_before_dormant,
+            "min_evaluations_before_degradation": min_episodes_before_degradation,
+            "min_consecutive_degradations": min_consecutive_degradations,
+        }
+        self.scheduler = BackoffScheduler()
+        self.scheduler.configure(_rule(agent, self._scheduler_settings))
         rules = {
             "loss_spike_factor": diag_loss_spike_factor,
             "entropy_floor": diag_entropy_floor,
@@ -180,6 +180,9 @@ class RLOptimizer:
         self._factories = agent_factory, pipeline_factory, val_pipeline_factory
         self._resume_from, self._save_every = resume_from, save_every
         self._manifest = user_entries(manifest or {})
+        if isinstance(callbacks, LoopCallback):
+            raise TypeError(f"callbacks must be a list of callbacks, got {callbacks!r}")
+        check_budget(max_episodes)
         self._callbacks: list[Any] = list(callbacks or ())
         self._loop_arguments: dict[str, Any] = {
             "rollback_on_degradation": rollback_on_degradation,
@@ -246,35 +249,41 @@ class RLOptimizer:
         assert self.agent is not None
         if self.optimizer is None:
             self.optimizer = _default_tuner(self.agent)
-        directory = self._open_directory()
+        directory, result = self._open_directory(), None
         keeper = HostRun(directory, self._max_snapshots, self._save_every, resuming=self._resume_from is not None)
-        result = None
         try:
-            self._controller = LoopController(
-                agent=self.agent,
-                pipeline=self.pipeline,
-                evaluator=self.evaluator,
-                optimizer=self.optimizer,
-                checkpoint_registry=keeper.registry,
-                backoff_scheduler=self.scheduler,
-                callbacks=[keeper.recorder, *self._callbacks],
-                val_pipeline=self.val_pipeline,
-                diagnostic_controller=self.diagnostics,
-                keeper=keeper,
-                **self._loop_arguments,
-            )
-            keeper.attach(self._controller)
+            self._controller = self._new_controller(keeper)
             if self._stop_asked:
                 self._controller.stop()
             result = self._controller.run()
         finally:
+            self._stop_asked = False  # it was for this run
             keeper.finish(result)
         return result
+
+    def _new_controller(self, keeper: HostRun) -> LoopController:
+        assert self.agent is not None
+        controller = LoopController(
+            agent=self.agent,
+            pipeline=self.pipeline,
+            evaluator=self.evaluator,
+            optimizer=self.optimizer,
+            checkpoint_registry=keeper.registry,
+            backoff_scheduler=self.scheduler,
+            callbacks=[keeper.recorder, *self._callbacks],
+            val_pipeline=self.val_pipeline,
+            diagnostic_controller=self.diagnostics,
+            keeper=keeper,
+            **self._loop_arguments,
+        )
+        keeper.attach(controller)
+        return controller
 
     def _make_what_is_missing(self) -> None:
         make_agent, make_pipeline, make_validation = self._factories
         if self.agent is None and make_agent is not None:
             self.agent = _called(make_agent)
+            self.scheduler.configure(_rule(self.agent, self._scheduler_settings))
         if self.pipeline is None and make_pipeline is not None:
             self.pipeline = _called(make_pipeline)
         if self.val_pipeline is None and make_validation is not None:
@@ -370,24 +379,30 @@ def _maker(env: Any, n_envs: int) -> Callable[[], Any]:
     return lambda: gymnasium.make(spec)  # type: ignore[arg-type]
 
 
-def _scheduler(agent: BaseAgent | None, **settings: Any) -> BackoffScheduler:
-    """The measured rule, with what the caller gives in place of its parts."""
+def _rule(agent: BaseAgent | None, settings: Mapping[str, Any]) -> BackoffConfig:
+    """The measured rule, with what the caller gives in place of its parts, and what the agent's class wants."""
     given = {name: value for name, value in settings.items() if value is not None}
     if agent is not None and "min_evaluations_before_dormant" not in given:
         given["min_evaluations_before_dormant"] = getattr(agent, "default_min_episodes_before_dormant", 0)
     if agent is not None and not agent.is_on_policy:
         given.setdefault("detect_degradation", False)  # a replay holds what other policies did
-    scheduler = BackoffScheduler()
-    scheduler.configure(BackoffConfig(**{**vars(_DEFAULT), **given}))
-    return scheduler
+    return BackoffConfig(**{**vars(_DEFAULT), **given})
 
 
 def _default_tuner(agent: BaseAgent) -> SPSAOptimizer:
-    """SPSA within the bounds that the agent names, over those hyperparameters that it has."""
+    """SPSA within the bounds that the agent names, over those hyperparameters that it has.
+
+    A value outside them was somebody's choice: the bounds are widened to hold it.
+    """
     params = agent.get_hyperparams().params
-    bounds = {k: v for k, v in (getattr(agent, "default_param_bounds", None) or {}).items() if k in params}
-    log = [name for name in getattr(agent, "default_log_params", None) or () if name in bounds]
-    return SPSAOptimizer(param_bounds=bounds, log_params=log)
+    named = {k: v for k, v in (getattr(agent, "default_param_bounds", None) or {}).items() if k in params}
+    log = {name for name in getattr(agent, "default_log_params", None) or () if name in named}
+    bounds = {}
+    for name, (low, high) in named.items():
+        value = float(params[name])
+        if name not in log or value > 0:
+            bounds[name] = (min(low, value), max(high, value))
+    return SPSAOptimizer(param_bounds=bounds, log_params=[name for name in log if name in bounds])
 
 
 def _one_of(name: str, given: Any, factory_name: str, factory: Any) -> None:

@@ -28,6 +28,8 @@ class FlaxGaussianPPOAgent(FlaxPPOBase):
     The other arguments are those of `FlaxPPOAgent`.
     """
 
+    continuous = True  # its entropy is differential: no floor in nats applies
+
     def __init__(
         self,
         obs_dim: int | tuple[int, ...],

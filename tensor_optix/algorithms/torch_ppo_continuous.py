@@ -38,6 +38,8 @@ class TorchGaussianPPOAgent(ActorCriticAgent):
         TypeError, ValueError: an argument does not fit; the message says which and how to mend it.
     """
 
+    continuous = True  # its entropy is differential: no floor in nats applies
+
     def __init__(
         self,
         actor: torch.nn.Module,

@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 
 from tensor_optix.core import backoff_scheduler
@@ -191,14 +192,15 @@ def resume(config: AutonomyConfig, state: AutonomyState) -> AutonomyState:
 def override(config: AutonomyConfig, state: AutonomyState, values: Mapping[str, jax.Array]) -> AutonomyState:
     """Other hyperparameters were put in force from outside (a diagnostic rule, a callback), in the middle of a period.
 
-    values: name -> [] float32; names that the brain does not carry are passed over. The tuner begins again around them,
-    and the running period's score is not credited to anything.
+    values: name -> [] float32; names that the brain does not carry are passed over. If one of them is tuned, the tuner
+    begins again around its centre moved to the new values, and the running period's score is credited to nothing.
     """
     hyper = {name: jnp.asarray(values.get(name, old), jnp.float32) for name, old in state.hyper.items()}
-    tuner = state.tuner
-    if config.tuner is not None:
-        tuner = config.tuner.recentre(tuner, to_unit(config.space, hyper))
-    return state.replace(hyper=hyper, tuner=tuner, credit=jnp.bool_(False))
+    moved = np.array([name in values for name in config.space.names], bool)
+    if config.tuner is None or not moved.any():
+        return state.replace(hyper=hyper)
+    centre = jnp.where(moved, to_unit(config.space, hyper), config.tuner.centre(state.tuner))
+    return state.replace(hyper=hyper, tuner=config.tuner.recentre(state.tuner, centre), credit=jnp.bool_(False))
 
 
 def extend(state: AutonomyState, max_windows: jax.Array | int) -> AutonomyState:

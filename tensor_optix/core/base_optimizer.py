@@ -55,6 +55,10 @@ class Tuner(Protocol):
         """bool []: the suggestion in force is a probe rather than the best known setting."""
         ...
 
+    def centre(self, state: Any) -> jax.Array:
+        """float32 [D]: the best known setting, which probes surround."""
+        ...
+
     def recentre(self, state: Any, x: jax.Array) -> Any:
         """The learner was rolled back: `x`, float32 [D], the hyperparameters of the best policy, is the new centre.
 

@@ -22,6 +22,7 @@ QUIET = 10  # windows without the cause after which an action is taken back
 MOST_STEPS = 3  # actions of one rule that may be in force at a time: a factor of 8
 _LOSSES = ("loss", "critic_loss", "value_loss", "policy_loss")
 _MAX_ENTROPY_COEF = 0.5
+_NEAR = 1.5  # factor within which a value still counts as the one that a rule set
 _FIRST_ENTROPY_COEF = 1e-3  # where it was 0 before
 
 
@@ -81,6 +82,7 @@ class DiagnosticController:
         self.firings: list[Firing] = []
         self._losses = {name: deque[float](maxlen=int(loss_window)) for name in _LOSSES}
         self._in_force: dict[str, list[Firing]] = {}  # rule -> its actions that were not taken back yet
+        self._set: dict[str, float] = {}  # hyperparameter -> the value that a rule put in force last
         self._last_seen: dict[str, int] = {}  # rule -> newest window with its cause
         self._last_act: dict[str, int] = {}
         self._seen = 0  # windows
@@ -109,12 +111,17 @@ class DiagnosticController:
                 self._take_back(rule, window, agent)
         return [(firing.rule, firing.text) for firing in self.firings[before:]]
 
+    def forget(self) -> None:
+        """The loop put other hyperparameters in force (a roll-back): there is nothing to take back any more."""
+        self._in_force.clear()
+
     def state_dict(self) -> dict[str, Any]:
         """What it remembers, as plain values."""
         return {
             "firings": [asdict(firing) for firing in self.firings],
             "losses": {name: list(values) for name, values in self._losses.items()},
             "in_force": {rule: [self.firings.index(f) for f in acts] for rule, acts in self._in_force.items()},
+            "set": dict(self._set),
             "last_seen": dict(self._last_seen),
             "last_act": dict(self._last_act),
             "seen": self._seen,
@@ -128,6 +135,7 @@ class DiagnosticController:
         for name, values in state["losses"].items():
             self._losses[name].extend(values)
         self._in_force = {rule: [self.firings[i] for i in acts] for rule, acts in state["in_force"].items()}
+        self._set = dict(state["set"])
         self._last_seen, self._last_act = dict(state["last_seen"]), dict(state["last_act"])
         self._seen, self._at_floor = int(state["seen"]), int(state["at_floor"])
         self._continuous = bool(state["continuous"])
@@ -187,6 +195,10 @@ class DiagnosticController:
     def _take_back(self, rule: str, window: int, agent: Any) -> None:
         """The newest action's inverse; the tuner may have moved on meanwhile, so it is its ratio that is undone."""
         done = self._in_force[rule].pop()
+        now = agent.get_hyperparams().params.get(done.name)
+        left = self._set[done.name]
+        if not _is_finite(now) or not left / _NEAR <= float(now) <= left * _NEAR:
+            return  # it was moved far from there meanwhile, by the tuner or its bounds
         inverse: Callable[[float], float] = lambda value: value * done.before / done.after  # noqa: E731
         self._change(rule, window, agent, done.name, inverse, undone=True)
         self._last_act[rule] = window
@@ -203,6 +215,7 @@ class DiagnosticController:
         if after == before:
             return None
         agent.set_hyperparams(HyperparamSet({**hyperparams.params, name: after}, window))
+        self._set[name] = after
         why = "its cause is gone" if undone else "it fired"
         text = f"{rule}: {name} {float(before):.4g} -> {after:.4g} ({why})"
         firing = Firing(window, rule, text, name, float(before), after, undone)

@@ -54,6 +54,7 @@ class CheckpointRegistry:
             raise ValueError(f"max_snapshots is the number of snapshots to leave: got {max_snapshots}, expected >= 1.")
         self.path = Path(checkpoint_dir).absolute()
         self.max_snapshots = max_snapshots
+        self.protected: set[str] = set()  # ids that are not removed to make room
         self._broken: dict[str, str] = {}  # id -> what is wrong with it
         self._unsaved_metrics: set[str] = set()  # named in the log already
         with contextlib.suppress(OSError, RunDirError):  # someone is saving right now, or we may not write
@@ -77,6 +78,20 @@ class CheckpointRegistry:
         """The one saved last, whatever its score."""
         entries = self._scan()
         return entries[-1][1] if entries else None
+
+    @property
+    def sequence(self) -> int:
+        """The place of the newest snapshot in the order of saves, from 1; 0 if there is none."""
+        entries = self._scan()
+        return entries[-1][0] if entries else 0
+
+    def drop_after(self, sequence: int) -> None:
+        """Removes what was saved later: a resumed run goes another way than the one that made it."""
+        newer = [snapshot for place, snapshot in self._scan() if place > sequence]
+        if newer:
+            with self._writing():
+                for snapshot in newer:
+                    durable.retire_directory(self._directory(snapshot.snapshot_id))
 
     def save(self, agent: BaseAgent, eval_metrics: EvalMetrics, hyperparams: HyperparamSet) -> PolicySnapshot:
         """Saves the agent's weights; durable on return. Then removes what is beyond `max_snapshots`.
@@ -231,7 +246,7 @@ class CheckpointRegistry:
             best = self._best_whole()  # verified: a damaged one must not push whole ones out
             kept = [snapshot.snapshot_id for _, snapshot in self._scan()]
             protected = [*([best.snapshot_id] if best else []), *kept[-1:]][: self.max_snapshots]
-            spare = [snapshot_id for snapshot_id in kept if snapshot_id not in protected]
+            spare = [snapshot_id for snapshot_id in kept if snapshot_id not in {*protected, *self.protected}]
             for snapshot_id in spare[: max(0, len(kept) - self.max_snapshots)]:
                 durable.retire_directory(self._directory(snapshot_id))
         for directory in map(self._directory, self._broken):

@@ -45,7 +45,7 @@ class EpisodeReturns:
             end = segments[environment + 1] if environment + 1 < len(segments) else len(rewards)
             total, length, whole = self._running.get(environment, (0.0, 0, True))
             for t in range(begin, end):
-                if t in starts:  # the episode in progress, if there is one, was dropped
+                if t in starts or t in tails:  # the episode in progress, if there is one, was dropped
                     total, length, whole = 0.0, 0, t not in tails
                 total, length = total + float(rewards[t]), length + 1
                 if ends[t]:
@@ -55,6 +55,10 @@ class EpisodeReturns:
                     total, length, whole = 0.0, 0, True
             self._running[environment] = (total, length, whole)
         return returns, lengths
+
+    def forget(self) -> None:
+        """Episodes in progress were of another policy: they get no return."""
+        self._running = dict.fromkeys(self._running, (0.0, 0, False))
 
     def state_dict(self) -> dict[str, Any]:
         return {str(environment): list(running) for environment, running in self._running.items()}
@@ -113,6 +117,11 @@ class EpisodeEvaluator(BaseEvaluator):
         if metrics is None:
             return None
         return EvalMetrics(metrics["primary_score"], metrics, episode_data.episode_id)
+
+    def forget(self) -> None:
+        """Another policy acts from now on (a roll-back): what was gathered since the last score is dropped."""
+        self._train.forget()
+        self._returns, self._lengths, self._waited = [], [], 0
 
     def state_dict(self) -> dict[str, Any]:
         """What it remembers between windows, as plain values."""

@@ -6,9 +6,13 @@ does it by calling the agent, the registry and the callbacks.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import math
+import os
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
@@ -36,7 +40,7 @@ from tensor_optix.core.types import (
 from tensor_optix.loop.checkpoint_registry import CheckpointRegistry
 from tensor_optix.loop.durable import RunDirError
 from tensor_optix.loop.episode_returns import EpisodeEvaluator
-from tensor_optix.loop.events import CallbackFailure, CallbackList
+from tensor_optix.loop.events import CallbackFailure, CallbackList, LoopCallback
 from tensor_optix.loop.host_brain import HostBrain, Verdict
 from tensor_optix.loop.signals import asking_on_signals
 from tensor_optix.loop.verbose import VerboseLog
@@ -136,8 +140,11 @@ class LoopController:
     ) -> None:
         if pipeline is None:
             raise TypeError("LoopController got no pipeline: give pipeline=..., for example a BatchPipeline")
-        if max_episodes is not None and max_episodes < 1:
-            raise ValueError(f"max_episodes must be at least 1 window, got {max_episodes}")
+        if not callable(getattr(pipeline, "episodes", None)):
+            raise TypeError(f"pipeline must be a BasePipeline, got {pipeline!r}: wrap an environment in BatchPipeline")
+        if isinstance(callbacks, LoopCallback) or not isinstance(callbacks, Sequence | None):
+            raise TypeError(f"callbacks must be a list of callbacks, got {callbacks!r}")
+        check_budget(max_episodes)
         if score_smoothing < 1:
             raise ValueError(f"score_smoothing must be at least 1 evaluation, got {score_smoothing}")
         if checkpoint_registry is not None and checkpoint_registry.max_snapshots < 2:  # the best, and one being tried
@@ -164,9 +171,10 @@ class LoopController:
         self._keeper = keeper
         self._told_score: float | None = None  # the newest smoothed score
         self._collecting_since: float | None = None
-        self._slowest_window_s = math.inf  # to collect; not known yet
+        self._slowest_window_s = 0.0  # to collect
+        self._ties = 0  # evaluations equal to the best since it was reached
         self._owed: int | None = None  # events of a window whose hyperparameters for the next are not in force yet
-        self._whole = True  # agent, brain and history belong to the same instant
+        self._whole = False  # agent, brain and history belong to the same instant
         self.seconds = dict.fromkeys(("collect", "learn", "evaluate", "total"), 0.0)
         self.history: list[EvalMetrics] = []
         self.notes: list[str] = []
@@ -225,6 +233,7 @@ class LoopController:
             with asking_on_signals(self._interrupt):
                 try:
                     self._set_up()
+                    self._whole = True
                     if not self._stop_asked:
                         reason = self._windows()
                 except KeyboardInterrupt:
@@ -250,10 +259,20 @@ class LoopController:
         return self.result
 
     def _interrupt(self) -> None:
-        """Stop after the window in progress, or at once if that may take long; its steps are lost then."""
+        """Stop after the window in progress, or at once if that takes long; its steps are lost then."""
         self._stop_asked = True
-        if self._collecting_since is not None and self._slowest_window_s > _PATIENCE_S:
+        if self._collecting_since is None:
+            return
+        if max(self._slowest_window_s, time.perf_counter() - self._collecting_since) > _PATIENCE_S:
             raise KeyboardInterrupt
+        timer = threading.Timer(_PATIENCE_S, self._give_up, args=(self._collecting_since,))
+        timer.daemon = True
+        timer.start()
+
+    def _give_up(self, began: float) -> None:
+        """The window that began then is still being collected: interrupt it, as a second Ctrl-C would."""
+        if self._collecting_since == began:
+            os.kill(os.getpid(), signal.SIGINT)
 
     # -- one window ----------------------------------------------------------------------------------------
 
@@ -280,14 +299,14 @@ class LoopController:
             self.seconds["collect"] += taken
             if data is None:
                 return
-            self._slowest_window_s = taken if self._slowest_window_s == math.inf else max(taken, self._slowest_window_s)
+            self._slowest_window_s = max(taken, self._slowest_window_s)
             yield data
 
     def _window(self, data: EpisodeData) -> StopReason:
         """Learn from a window and do what the brain says; why to stop, or RUNNING."""
         window = self.brain.window
         began = time.perf_counter()
-        diagnostics = dict(self.agent.learn(data) or {})
+        diagnostics = _diagnostics(self.agent.learn(data))
         self.seconds["learn"] += time.perf_counter() - began
         if self.diagnostic_controller is not None:
             before = dict(self.agent.get_hyperparams().params)
@@ -302,7 +321,7 @@ class LoopController:
         self._tell(verdict, metrics, window)
         self._adopt(before)
         if verdict.rollback:
-            self._roll_back()
+            self._roll_back(verdict.reset_envs)
         stop = self.brain.stop_reason  # after the callbacks: one of them may have handled a DORMANT
         self._owed = None if metrics is None and not verdict.rollback else int(verdict.events)
         if stop == StopReason.RUNNING:
@@ -320,12 +339,9 @@ class LoopController:
     def _evaluate(self, data: EpisodeData, diagnostics: dict[str, Any], window: int) -> EvalMetrics | None:
         began = time.perf_counter()
         metrics = self.evaluator.score(data, diagnostics)
-        if self.val_pipeline is not None:
+        if self.val_pipeline is not None and metrics is not None:
             validation = self._validate()
-            if metrics is not None and validation is not None:
-                metrics = self.evaluator.combine(metrics, validation)
-            else:
-                metrics = None
+            metrics = None if validation is None else self.evaluator.combine(metrics, validation)
         if self.checkpoint_score_fn is not None:
             score = float(self.checkpoint_score_fn(self.agent))
             metrics = EvalMetrics(score, {**(metrics.metrics if metrics else {}), "checkpoint_score": score}, window)
@@ -345,6 +361,7 @@ class LoopController:
     def _told(self, metrics: EvalMetrics | None) -> float | None:
         if metrics is None:
             return None
+        metrics.primary_score = float(metrics.primary_score)
         self.history.append(metrics)
         newest = [m.primary_score for m in self.history[-self.score_smoothing :]]
         if not math.isfinite(newest[-1]):
@@ -355,7 +372,12 @@ class LoopController:
     # -- obeying -------------------------------------------------------------------------------------------
 
     def _keep(self, verdict: Verdict, metrics: EvalMetrics | None, window: int) -> None:
-        if verdict.save_best and metrics is not None:
+        if not verdict.save_best or metrics is None:
+            return
+        self._ties = 0 if Event.BEST in verdict.events else self._ties + 1
+        # Of equals the newest is kept. A run that stays at a capped score would save after each window: it saves when
+        # the count of ties is a power of two, so what is kept is from the newer half of them.
+        if self._ties & (self._ties - 1) == 0:
             hyperparams = HyperparamSet(dict(self.agent.get_hyperparams().params), window)
             try:
                 self._saved = self.registry.save(self.agent, metrics, hyperparams)
@@ -375,13 +397,20 @@ class LoopController:
         _log.warning(text)
         self.notes.append(text)
 
-    def _roll_back(self) -> None:
+    def _roll_back(self, reset_envs: bool) -> None:
         snapshot = self._saved or self._beginning
         if snapshot is not None:
             self._load(snapshot)
-        reset_cache = getattr(self.agent, "reset_cache", None)
-        if reset_cache is not None:
-            reset_cache()
+        # What was gathered under the discarded policy says nothing of this one.
+        for part, method in (
+            (self.agent, "reset_cache"),
+            (self.evaluator, "forget"),
+            (self.diagnostic_controller, "forget"),
+            *([(self.pipeline, "reset")] if reset_envs else []),
+        ):
+            optional = getattr(part, method, None)
+            if optional is not None:
+                optional()
 
     def _tell(self, verdict: Verdict, metrics: EvalMetrics | None, window: int) -> None:
         """Callbacks in the order in which a compiled run tells them."""
@@ -432,12 +461,19 @@ class LoopController:
             "diagnostic_controller": self.diagnostic_controller,
             **{f"callback {i} ({type(c).__name__})": c for i, c in enumerate(self.callbacks.callbacks)},
         }
-        return {name: part for name, part in named.items() if hasattr(part, "state_dict")}
+        seen: set[int] = set()  # one object may have two places, a pipeline that is a callback too
+        return {
+            name: part
+            for name, part in named.items()
+            if hasattr(part, "state_dict") and id(part) not in seen and not seen.add(id(part))  # type: ignore[func-returns-value]
+        }
 
     def host_state(self) -> dict[str, Any]:
-        """All but the brain's arrays and the agent; plain values and NumPy arrays."""
+        """All but the brain's arrays, the agent and the history; plain values and NumPy arrays."""
         return {
-            "history": [dataclasses.asdict(metrics) for metrics in self.history],
+            "ties": self._ties,
+            "told_score": self._told_score,
+            "sequence": self.registry.sequence,
             "saved": None if self._saved is None else self._saved.snapshot_id,
             "beginning": None if self._beginning is None else self._beginning.snapshot_id,
             "owed": self._owed,
@@ -446,9 +482,18 @@ class LoopController:
             "parts": {name: part.state_dict() for name, part in self.parts().items()},
         }
 
-    def load_host_state(self, state: Mapping[str, Any]) -> None:
-        """Take over a saved `host_state`; the agent and the brain are put back by the keeper."""
-        self.history[:] = [EvalMetrics(**entry) for entry in state["history"]]
+    def snapshots_in_use(self) -> set[str]:
+        """Ids of the snapshots that this run may go back to."""
+        return {s.snapshot_id for s in (self._saved, self._beginning) if s is not None}
+
+    def load_host_state(self, state: Mapping[str, Any], history: Sequence[EvalMetrics]) -> None:
+        """Take over a saved `host_state`; the agent and the brain are put back by the keeper.
+
+        history: the evaluations up to then; the keeper has them from the run's events.
+        """
+        self.history[:] = history
+        self._ties, self._told_score = state["ties"], state["told_score"]
+        self.registry.drop_after(state["sequence"])
         snapshots = {snapshot.snapshot_id: snapshot for snapshot in self.registry.snapshots}
         self._saved, self._beginning = (snapshots.get(state[name]) for name in ("saved", "beginning"))
         self.notes[:] = state["notes"]
@@ -487,9 +532,10 @@ class LoopController:
             if self._saved is not None:
                 self._load(self._saved)
         finally:
-            for pipeline in (self.pipeline, self.val_pipeline):
-                if pipeline is not None:
-                    pipeline.teardown()
+            with contextlib.ExitStack() as stack:
+                for pipeline in (self.val_pipeline, self.pipeline):
+                    if pipeline is not None:
+                        stack.callback(pipeline.teardown)
 
     def _closing_notes(self, reason: StopReason) -> list[str]:
         notes = []
@@ -508,6 +554,24 @@ class LoopController:
                 f"(more than gap_threshold {self.gap_threshold:.0%}): it is overfitted"
             )
         return notes
+
+
+def check_budget(max_episodes: int | None) -> None:
+    """TypeError or ValueError unless it is a number of windows, or None."""
+    if max_episodes is None:
+        return
+    if isinstance(max_episodes, bool) or not isinstance(max_episodes, int | np.integer):
+        raise TypeError(f"max_episodes must be a whole number of windows, got {max_episodes!r}")
+    if max_episodes < 1:
+        raise ValueError(f"max_episodes must be at least 1 window, got {max_episodes}")
+
+
+def _diagnostics(learned: Any) -> dict[str, Any]:
+    if learned is None:
+        return {}
+    if not isinstance(learned, Mapping):
+        raise TypeError(f"agent.learn must return a mapping of names to numbers, or None; got {learned!r}")
+    return dict(learned)
 
 
 def _numeric(params: Mapping[str, Any]) -> dict[str, float]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,7 @@ class HostRun:
         self._save_every, self._resuming = save_every, resuming
         self._last_save = time.perf_counter()
         self._save_failed = False
+        self._needed: list[set[str]] = []  # snapshots that the newest checkpoints name
 
     def attach(self, controller: LoopController) -> None:
         self.controller = controller
@@ -68,12 +69,16 @@ class HostRun:
             self.directory.truncate_events(0)
             return False
         budget = int(controller.brain.state.max_windows)
+        done = int(loaded.state.window)
+        if budget <= done and int(loaded.state.max_windows) > budget:
+            raise ValueError(f"max_episodes={budget} is not more than the {done} windows that the run already has")
         self.directory.truncate_events(loaded.events_offset)
         controller.agent.load_state(str(loaded.files / _AGENT))
         controller.brain.restore(loaded.state)
         if budget != NO_LIMIT and budget > controller.brain.window:
             controller.brain.extend(budget)
-        controller.load_host_state(read_tree(loaded.files))
+        controller.load_host_state(read_tree(loaded.files), history_of(self.directory.read_events()))
+        self._protect()
         controller.notes.extend(loaded.skipped)
         return True
 
@@ -88,7 +93,9 @@ class HostRun:
     def finish(self, result: HostResult | None) -> None:
         """Writes down how the run ended, and closes the directory."""
         try:
-            if result is not None:
+            if result is None:  # it could not begin, or an error ended it
+                self.directory.update_manifest(status="failed")
+            else:
                 label = result.stop_reason.label
                 status = "interrupted" if label == "interrupted" else "finished"
                 best = None if result.best_snapshot is None else result.best_snapshot.snapshot_id
@@ -100,6 +107,11 @@ class HostRun:
         finally:
             self.directory.close()
 
+    def _protect(self) -> None:
+        """What the last two checkpoints go back to is not removed to make room for later policies."""
+        self._needed = [*self._needed[-1:], self.controller.snapshots_in_use()]
+        self.registry.protected = set().union(*self._needed)
+
     def _save(self) -> None:
         controller = self.controller
 
@@ -109,6 +121,7 @@ class HostRun:
 
         try:
             self.directory.save_checkpoint(controller.brain.window, controller.brain.state, files=write)
+            self._protect()
         except RunDirError as error:
             if not self._save_failed:  # the run goes on; said once
                 _log.warning("%s", error)
@@ -125,9 +138,8 @@ class EventRecorder(LoopCallback):
 
     def on_episode_end(self, episode_id: int, eval_metrics: EvalMetrics | None) -> None:
         if eval_metrics is not None:
-            self._row(
-                episode_id, "evaluation", score=eval_metrics.primary_score, metrics=_numbers(eval_metrics.metrics)
-            )
+            score, when = float(eval_metrics.primary_score), float(eval_metrics.timestamp)
+            self._row(episode_id, "evaluation", score=score, metrics=_numbers(eval_metrics.metrics), time=when)
 
     def on_improvement(self, snapshot: PolicySnapshot) -> None:
         self._row(snapshot.episode_id, Event.BEST, snapshot=snapshot.snapshot_id)
@@ -151,5 +163,16 @@ class EventRecorder(LoopCallback):
         self._directory.append_events([{**place, "event": name, **facts}])
 
 
+def history_of(events: Iterable[Mapping[str, Any]]) -> list[EvalMetrics]:
+    """The evaluations that an `EventRecorder` wrote."""
+    return [
+        EvalMetrics(float(row["score"]), dict(row["metrics"]), int(row["window"]), float(row["time"]))
+        for row in events
+        if row["event"] == "evaluation"
+    ]
+
+
 def _numbers(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {k: v for k, v in values.items() if isinstance(v, int | float | str) or hasattr(v, "dtype")}
+    """Those that are single numbers or text, as plain values."""
+    plain = {k: v.item() if hasattr(v, "item") and getattr(v, "ndim", 0) == 0 else v for k, v in values.items()}
+    return {k: v for k, v in plain.items() if isinstance(v, bool | int | float | str)}

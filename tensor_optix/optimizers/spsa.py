@@ -168,6 +168,9 @@ class SPSA:
         """bool []: a probe is in force; without `commit` always, unless there is nothing to tune."""
         return (state.phase < _PROBES) & (state.centre.size > 0)
 
+    def centre(self, state: SPSAState) -> jax.Array:
+        return state.centre
+
     def recentre(self, state: SPSAState, x: jax.Array) -> SPSAState:
         """Begins a new cycle around `x`, float32 [D]. Scales and gains are kept, the gradient's memory is not."""
         return _next_cycle(

@@ -51,6 +51,7 @@ class Collector:
         self._obs: list[Any] = [None] * n_envs  # what it shows now
         self._due = [True] * n_envs  # it must be reset before it steps
         self._begins = [False] * n_envs  # its next row is the first of its episode
+        self._lost = [False] * n_envs  # rows of its open episode were thrown away
         self._tapes: list[Any] = [None] * n_envs  # the open episode's Tape, None if there is none
 
     @property
@@ -86,6 +87,13 @@ class Collector:
     def window(self, choose: Choose) -> tuple[list[Rows], int, int]:
         """(a block for each environment, steps it took, transitions that were lost)."""
         blocks = [Rows() for _ in range(self._n)]
+        try:
+            return self._filled(blocks, choose)
+        except BaseException:  # an interrupt, an error of the agent: the rows so far are lost
+            self._lost = [lost or bool(len(block)) for lost, block in zip(self._lost, blocks, strict=True)]
+            raise
+
+    def _filled(self, blocks: list[Rows], choose: Choose) -> tuple[list[Rows], int, int]:
         n_steps = dropped = 0
         while live := [i for i, block in enumerate(blocks) if len(block) < self._window_size]:
             rounds = self._window_size - max(len(blocks[i]) for i in live)
@@ -111,6 +119,9 @@ class Collector:
                 continue
             next_obs, reward, terminated, truncated, info = outcome
             begins = self._begins[i]
+            if self._lost[i] and not begins:
+                blocks[i].tails.append(len(blocks[i]))
+            self._lost[i] = False
             blocks[i].add(self._obs[i], recorded, reward, terminated, truncated, info, next_obs, begins)
             self._tapes[i].add(action)
             self._obs[i], self._begins[i], self._in_a_row[i] = next_obs, False, 0
@@ -182,6 +193,7 @@ class Collector:
             "obs": None if self._obs[i] is None else np.array(self._obs[i]),
             "due": self._due[i],
             "begins": self._begins[i],
+            "lost": self._lost[i],
             "tape": None if tape is None else tape.state(self._action_space),
         }
 
@@ -201,7 +213,7 @@ class Collector:
                 shown = np.asarray(each["obs"], getattr(self._obs[i], "dtype", None))
                 if self._due[i] != each["due"] or not same_bits(self._obs[i], shown):
                     problems[i] = "its reset and its actions, done again, led to another observation"
-            self._begins[i] = bool(each["begins"])
+            self._begins[i], self._lost[i] = bool(each["begins"]), bool(each["lost"])
             if i in problems:
                 self._end(i, None)
         self._seed, self._n_faults = state["seed"], int(state["n_faults"])

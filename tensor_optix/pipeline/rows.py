@@ -24,6 +24,7 @@ class Rows:
         self.starts: list[int] = []  # rows at which an episode begins
         self.final_observations: dict[int, np.ndarray] = {}  # by row that ended an episode
         self.cuts: list[int] = []  # rows after which a fault, not the environment, ended the episode
+        self.tails: list[int] = []  # rows with which an episode goes on whose beginning was lost
         self.next_obs: Any = None  # true next observation of the newest row
 
     def __len__(self) -> int:
@@ -66,6 +67,7 @@ def window_of(blocks: Sequence[Rows], episode_id: int, final_obs: Any, metadata:
     """The blocks one below the other; row numbers count through the whole window."""
     offsets = segment_starts(blocks)
     placed = list(zip(offsets, blocks, strict=True))
+    tails = [offset + row for offset, block in placed for row in block.tails]
     finals = {offset + row: obs for offset, block in placed for row, obs in block.final_observations.items()}
     return EpisodeData(
         observations=np.stack([obs for block in blocks for obs in block.observations]),
@@ -77,7 +79,7 @@ def window_of(blocks: Sequence[Rows], episode_id: int, final_obs: Any, metadata:
         episode_id=episode_id,
         episode_starts=[offset + row for offset, block in placed for row in block.starts],
         final_obs=final_obs,
-        metadata={"final_observations": finals, **metadata},
+        metadata={"final_observations": finals, **({"tails": tails} if tails else {}), **metadata},
     )
 
 

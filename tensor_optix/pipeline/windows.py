@@ -39,6 +39,10 @@ class WindowPipeline(BasePipeline):
         """Let `agent` act from the next step on."""
         self._agent = agent
 
+    def reset(self) -> None:
+        """Begin fresh episodes with the next window: what the environments hold may be poisoned."""
+        self._is_set_up = False
+
     def episodes(self) -> Iterator[EpisodeData]:
         """Windows without end; calls `setup` if nobody has. ValueError without an agent."""
         if self._agent is None:

@@ -17,7 +17,7 @@ from tensor_optix.core import autonomy
 from tensor_optix.core.autonomy import NO_LIMIT, AutonomyConfig
 from tensor_optix.core.backoff_scheduler import BackoffConfig
 from tensor_optix.core.base_optimizer import Tuner
-from tensor_optix.core.search_space import search_space, to_unit
+from tensor_optix.core.search_space import from_unit, search_space, to_unit
 from tensor_optix.core.types import Event, LoopState, Scores, StopReason
 from tensor_optix.optimizers import SPSA
 from tests.runs import assert_same_bits, member
@@ -490,6 +490,9 @@ class Recorder:
     def is_probing(self, state):
         return jnp.bool_(True)
 
+    def centre(self, state):
+        return state.centre
+
     def recentre(self, state, x):
         return state.replace(recentres=state.recentres + 1, centre=x)
 
@@ -558,3 +561,24 @@ def test_bad_settings_are_refused(settings, message):
 def test_config_is_hashable():
     assert hash(TUNED) == hash(dataclasses.replace(TUNED))
     assert TUNED != PLAIN
+
+
+class TestOverride:
+    def test_an_untuned_hyperparameter_changes_nothing_else(self):
+        state = member(brains(RECORD), 0)
+        name = next(n for n in state.hyper if n not in SPACE.names)
+        after = autonomy.override(RECORD, state, {name: jnp.float32(0.123)})
+        assert float(after.hyper[name]) == np.float32(0.123)
+        assert int(after.tuner.recentres) == int(state.tuner.recentres)
+        assert bool(after.credit) == bool(state.credit)
+
+    def test_a_tuned_one_moves_its_own_coordinate_of_the_centre(self):
+        state = member(brains(RECORD), 0)
+        name = SPACE.names[0]
+        value = from_unit(SPACE, jnp.full((SPACE.dim,), 0.75, jnp.float32), state.hyper)[name]
+        after = autonomy.override(RECORD, state, {name: value, "unknown": jnp.float32(1.0)})
+        moved = np.asarray(after.tuner.centre)
+        np.testing.assert_allclose(moved[0], 0.75, atol=1e-6)
+        np.testing.assert_array_equal(moved[1:], np.asarray(state.tuner.centre)[1:])
+        assert not bool(after.credit)
+        assert set(after.hyper) == set(state.hyper)

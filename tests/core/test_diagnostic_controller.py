@@ -43,9 +43,20 @@ def test_a_cause_that_stays_moves_it_by_a_bounded_factor():
 def test_what_the_tuner_changed_meanwhile_is_kept():
     controller, agent = DiagnosticController(), Plain(learning_rate=1e-3)
     play(controller, agent, [{"approx_kl": 0.0}] * 5 + [{"approx_kl": 1.0}])
-    agent.params["learning_rate"] = 8e-4  # was 5e-4
+    agent.params["learning_rate"] = 6e-4  # was 5e-4
     play(controller, agent, [{"approx_kl": 0.0}] * (QUIET + 1), start=6)
-    assert agent.params["learning_rate"] == pytest.approx(1.6e-3)
+    assert agent.params["learning_rate"] == pytest.approx(1.2e-3)
+
+
+@pytest.mark.parametrize("rolled_back", [False, True])
+def test_a_change_that_is_gone_is_not_taken_back(rolled_back):
+    controller, agent = DiagnosticController(), Plain(learning_rate=1e-3)
+    play(controller, agent, [{"approx_kl": 0.0}] * 5 + [{"approx_kl": 1.0}])
+    agent.params["learning_rate"] = 6e-4 if rolled_back else 1e-3
+    if rolled_back:
+        controller.forget()
+    play(controller, agent, [{"approx_kl": 0.0}] * 40, start=6)
+    assert agent.params["learning_rate"] == (6e-4 if rolled_back else 1e-3)
 
 
 class TestEntropy:

@@ -41,6 +41,7 @@ class FlaxBase(BaseAgent):
         self._complete = complete
         self._rng = np.random.default_rng(seed)
         self._parts = {name: part for name, part in parts.items() if part is not None}
+        self._hyperparams = HyperparamSet({})
         self.set_hyperparams(hyperparams)
 
     @property
@@ -63,7 +64,7 @@ class FlaxBase(BaseAgent):
 
         (A `minibatch_size` that was not used before is a new shape: the update is compiled for it, once.)
         """
-        params = self._complete(hyperparams.params)
+        params = self._complete({**self._hyperparams.params, **hyperparams.params})
         self._hyperparams = HyperparamSet(params, hyperparams.episode_id, hyperparams.timestamp)
 
     # -- observations --------------------------------------------------------------------------------------
