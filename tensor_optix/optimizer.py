@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tensor_optix.core.backoff_scheduler import BackoffConfig
-from tensor_optix.core.backoff_shell import BackoffScheduler
+from tensor_optix.core.backoff_shell import HOST_DEFAULT, BackoffScheduler
 from tensor_optix.core.base_agent import BaseAgent
 from tensor_optix.core.base_evaluator import BaseEvaluator
 from tensor_optix.core.base_optimizer import BaseOptimizer
@@ -30,8 +30,6 @@ from tensor_optix.loop.run_manifest import user_entries
 from tensor_optix.optimizers.spsa import SPSAOptimizer
 from tensor_optix.pipeline.batch import BatchPipeline
 from tensor_optix.pipeline.vector import VectorBatchPipeline
-
-_DEFAULT = BackoffConfig(max_interval=1)  # the rule whose error rates are measured
 
 
 class RLOptimizer:
@@ -386,7 +384,7 @@ def _rule(agent: BaseAgent | None, settings: Mapping[str, Any]) -> BackoffConfig
         given["min_evaluations_before_dormant"] = getattr(agent, "default_min_episodes_before_dormant", 0)
     if agent is not None and not agent.is_on_policy:
         given.setdefault("detect_degradation", False)  # a replay holds what other policies did
-    return BackoffConfig(**{**vars(_DEFAULT), **given})
+    return BackoffConfig(**{**vars(HOST_DEFAULT), **given})
 
 
 def _default_tuner(agent: BaseAgent) -> SPSAOptimizer:

@@ -74,7 +74,7 @@ class TestBeforeTheRun:
 class TestSettings:
     def test_the_default_rule_is_the_measured_one(self, tmp_path):
         config = optimizer(tmp_path).scheduler.config
-        assert (config.dormant_threshold, config.max_interval, config.min_degradation_drop) == (28, 1, 0.0)
+        assert (config.dormant_threshold, config.max_interval, config.min_degradation_drop) == (28, 1, 1e-4)
 
     def test_each_reaches_the_scheduler(self, tmp_path):
         config = optimizer(

@@ -12,6 +12,9 @@ from tensor_optix.core import backoff_scheduler
 from tensor_optix.core.backoff_scheduler import BackoffConfig, Verdict
 from tensor_optix.core.types import LoopState
 
+# The rule whose error rates are measured, and a loss that is too small to be one (in score units) besides.
+HOST_DEFAULT = BackoffConfig(max_interval=1, min_degradation_drop=1e-4)
+
 
 class BackoffScheduler:
     """Stateful face of `backoff_scheduler`, for host loops.

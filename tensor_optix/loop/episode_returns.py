@@ -71,18 +71,18 @@ class EpisodeEvaluator(BaseEvaluator):
     """Scores by `EpisodeReturns`.
 
     A mean of one or two returns says little, and what it says is biased: a short window holds the ends of short
-    episodes rather than long ones. So a score waits for `min_episodes` of them, for at most ten windows; the first one
-    does not.
+    episodes rather than long ones. So in a loop a score waits for `min_episodes` of them, for at most ten windows.
 
     Args:
         primary_score_fn: EpisodeData -> float, a score of the caller's own instead. Optional.
-        min_episodes: whole episodes behind a score of training windows, after the first score.
+        min_episodes: whole episodes behind a score of training windows.
     """
 
     def __init__(self, primary_score_fn: Any = None, min_episodes: int = 5) -> None:
         if min_episodes < 1:
             raise ValueError(f"min_episodes must be at least 1, got {min_episodes}")
         self.primary_score_fn, self.min_episodes = primary_score_fn, min_episodes
+        self.patient = False  # True: wait for `min_episodes`; a loop says so where this score decides
         self._waited = 0  # windows since the last score
         self._train, self._validation = EpisodeReturns(), EpisodeReturns()
         self._returns: list[float] = []  # since the last score
@@ -103,7 +103,7 @@ class EpisodeEvaluator(BaseEvaluator):
         if episode_data is not self._observed:  # a caller that does not know the hook
             self.observe(episode_data)
         few = 0 < len(self._returns) < self.min_episodes and self.primary_score_fn is None
-        if few and self.unit == "episode return" and self._waited < PATIENCE:
+        if few and self.patient and self._waited < PATIENCE:
             return None
         metrics = self._metrics(episode_data, self._returns, self._lengths)
         if metrics is None:

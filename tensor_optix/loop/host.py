@@ -21,8 +21,7 @@ import jax
 import numpy as np
 
 from tensor_optix.core.autonomy import NO_LIMIT, AutonomyConfig
-from tensor_optix.core.backoff_scheduler import BackoffConfig
-from tensor_optix.core.backoff_shell import BackoffScheduler
+from tensor_optix.core.backoff_shell import HOST_DEFAULT, BackoffScheduler
 from tensor_optix.core.base_agent import BaseAgent
 from tensor_optix.core.base_evaluator import BaseEvaluator
 from tensor_optix.core.base_optimizer import BaseOptimizer
@@ -150,15 +149,12 @@ class LoopController:
         if checkpoint_registry is not None and checkpoint_registry.max_snapshots < 2:  # the best, and one being tried
             raise ValueError(f"max_snapshots must be at least 2 for a run, got {checkpoint_registry.max_snapshots}")
         self.agent, self.pipeline, self.val_pipeline = agent, pipeline, val_pipeline
-        if evaluator is None:  # where something else decides, the training score has nothing to wait for
-            decides = val_pipeline is None and checkpoint_score_fn is None
-            evaluator = EpisodeEvaluator() if decides else EpisodeEvaluator(min_episodes=1)
-        self.evaluator = evaluator
+        self.evaluator = evaluator if evaluator is not None else EpisodeEvaluator()
         self.optimizer = optimizer
         self.registry = checkpoint_registry or CheckpointRegistry("./tensor_optix_checkpoints")
         self.scheduler = backoff_scheduler or BackoffScheduler()
         if backoff_scheduler is None:  # the rule whose error rates are measured, not the class's older defaults
-            self.scheduler.config = BackoffConfig(max_interval=1)
+            self.scheduler.configure(HOST_DEFAULT)
         if min_consecutive_degradations is not None:
             self.scheduler.config = dataclasses.replace(
                 self.scheduler.config, min_consecutive_degradations=min_consecutive_degradations
@@ -338,6 +334,9 @@ class LoopController:
 
     def _evaluate(self, data: EpisodeData, diagnostics: dict[str, Any], window: int) -> EvalMetrics | None:
         began = time.perf_counter()
+        if isinstance(self.evaluator, EpisodeEvaluator):  # the budget's last policy is judged by what there is
+            decides = self.val_pipeline is None and self.checkpoint_score_fn is None
+            self.evaluator.patient = decides and not self.brain.last
         metrics = self.evaluator.score(data, diagnostics)
         if self.val_pipeline is not None and metrics is not None:
             validation = self._validate()

@@ -65,6 +65,11 @@ class HostBrain:
         return int(self.state.window)
 
     @property
+    def last(self) -> bool:
+        """The window that is now being finished is the budget's last."""
+        return int(self.state.window) + 1 >= int(self.state.max_windows)
+
+    @property
     def loop_state(self) -> LoopState:
         return LoopState(int(self.state.scheduler.code))
 
@@ -90,8 +95,7 @@ class HostBrain:
 
         A window that was due and not evaluated leaves the next one due.
         """
-        last = int(self.state.window) + 1 >= int(self.state.max_windows)
-        if score is None and finite and not last:  # the short way
+        if score is None and finite and not self.last:  # the short way
             self.state, due = _tick(self.state)
             self._due = bool(due)
             return _NOTHING

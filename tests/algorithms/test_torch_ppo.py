@@ -427,7 +427,9 @@ def test_hyperparameters():
     assert now.params["flag"] is False
     assert now.params["tag"] == "x"
     assert agent._networks.optimizer.param_groups[0]["lr"] == 1e-4
-    for key, state in agent._networks.optimizer.state_dict()["state"].items():
+    kept = agent._networks.optimizer.state_dict()["state"]
+    assert kept.keys() == moments.keys() != set()
+    for key, state in kept.items():
         assert all(torch.equal(state[name], moments[key][name]) for name in state)
     with pytest.raises(ValueError, match="gamma must be from 0 to 1, got 2"):
         agent.set_hyperparams(HyperparamSet({"gamma": 2.0}))

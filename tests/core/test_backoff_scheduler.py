@@ -150,7 +150,9 @@ def test_detection_can_be_turned_off():
 @pytest.mark.parametrize("offset", [-1000.0, 0.0, 5.0])
 def test_small_loss_around_zero_or_below_is_no_degradation(offset):
     scores = offset + np.r_[np.zeros(1), -1e-9 * np.ones(40)]
-    assert not np.asarray(run(CONFIG, scores)[1].degraded[:1]).any()
+    config = dataclasses.replace(CONFIG, min_degradation_drop=1e-4)
+    assert not np.asarray(run(config, scores)[1].degraded).any()
+    assert np.asarray(run(config, offset + 1e6 * (scores - offset))[1].degraded).any()
     noisy = offset + NOISE[:60]
     assert not np.asarray(run(CONFIG, noisy)[1].degraded).any()
 

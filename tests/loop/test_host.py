@@ -12,7 +12,7 @@ import pytest
 from tensor_optix.core import autonomy
 from tensor_optix.core.autonomy import AutonomyConfig
 from tensor_optix.core.backoff_scheduler import BackoffConfig
-from tensor_optix.core.backoff_shell import BackoffScheduler
+from tensor_optix.core.backoff_shell import HOST_DEFAULT, BackoffScheduler
 from tensor_optix.core.base_optimizer import BaseOptimizer
 from tensor_optix.core.search_space import search_space
 from tensor_optix.core.types import EvalMetrics, Event, HyperparamSet, LoopState, Scores, StopReason
@@ -220,7 +220,7 @@ class TestObeying:
 
     def test_the_default_rule_is_the_measured_one(self, tmp_path):
         loop = controller(tmp_path)
-        assert loop.brain.config.scheduler == BackoffConfig(max_interval=1)  # as the compiled driver's
+        assert loop.brain.config.scheduler == HOST_DEFAULT
 
     def test_the_scheduler_shows_what_the_brain_runs(self, tmp_path):
         for given in (None, BackoffScheduler(trend_window=6)):
@@ -369,9 +369,9 @@ class TestEvaluation:
             source = Source(lambda i: window_of([1.0] * 4, ends=range(per_window(i)), episode_id=i))
             return [m.episode_id for m in controller(tmp_path, pipeline=source, max_episodes=30).run().history]
 
-        assert windows(lambda i: 4) == list(range(0, 30, 2))[:1] + list(range(2, 30, 2))
-        assert windows(lambda i: 1) == [0, 5, 10, 15, 20, 25]
-        assert windows(lambda i: int(i % 10 == 0)) == [0, 10, 20]
+        assert windows(lambda i: 4) == list(range(1, 30, 2))
+        assert windows(lambda i: 1) == [4, 9, 14, 19, 24, 29]
+        assert windows(lambda i: int(i % 10 == 0)) == [9, 19, 29]
 
     def test_episodes_between_evaluations_count_too(self, tmp_path):
         source = Source(lambda i: window_of([float(i)], ends=(0,), episode_id=i))
