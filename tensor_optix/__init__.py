@@ -34,7 +34,7 @@ _PUBLIC = {
     "optimal_window_size": "tensor_optix.factory",
     "DiagnosticController": "tensor_optix.core.diagnostic_controller",
     "LoopController": "tensor_optix.loop.host",
-    "HostResult": "tensor_optix.loop.host",
+    "HostResult": "tensor_optix.loop.host_result",
     "EpisodeEvaluator": "tensor_optix.loop.episode_returns",
     "CheckpointRegistry": "tensor_optix.loop.checkpoint_registry",
     "BatchPipeline": "tensor_optix.pipeline",

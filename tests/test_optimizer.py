@@ -387,7 +387,6 @@ class TestSignals:
             while opt._controller is None or opt._controller.brain.window < 1:
                 time.sleep(0.01)
             time.sleep(0.1)
-            opt._controller._slowest_window_s = 60.0  # as if it were known to be slow
             os.kill(os.getpid(), signal.SIGTERM)
 
         threading.Thread(target=interrupt, daemon=True).start()

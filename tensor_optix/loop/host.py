@@ -10,9 +10,6 @@ import contextlib
 import dataclasses
 import logging
 import math
-import os
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
@@ -37,36 +34,16 @@ from tensor_optix.core.types import (
     StopReason,
 )
 from tensor_optix.loop.checkpoint_registry import CheckpointRegistry
+from tensor_optix.loop.collection import Collection
 from tensor_optix.loop.durable import RunDirError
 from tensor_optix.loop.episode_returns import EpisodeEvaluator
-from tensor_optix.loop.events import CallbackFailure, CallbackList, LoopCallback
+from tensor_optix.loop.events import CallbackList, LoopCallback
 from tensor_optix.loop.host_brain import HostBrain, Verdict
+from tensor_optix.loop.host_result import HostResult, closing_notes
 from tensor_optix.loop.signals import asking_on_signals
 from tensor_optix.loop.verbose import VerboseLog
 
 _log = logging.getLogger(__name__)
-_PATIENCE_S = 5.0  # a window that takes longer is not waited for at an interrupt
-
-
-@dataclasses.dataclass
-class HostResult:
-    """What a host run came to."""
-
-    stop_reason: StopReason
-    windows: int
-    history: list[EvalMetrics]  # every evaluation, oldest first
-    best_snapshot: PolicySnapshot | None
-    callback_failures: list[CallbackFailure] = dataclasses.field(default_factory=list)
-    notes: list[str] = dataclasses.field(default_factory=list)  # what went wrong without ending the run
-    seconds: dict[str, float] = dataclasses.field(default_factory=dict)  # collect, learn, evaluate; total holds all
-
-    def __str__(self) -> str:
-        best = "nothing was saved"
-        if self.best_snapshot is not None:
-            snapshot = self.best_snapshot
-            best = f"best score {snapshot.eval_metrics.primary_score:g} at window {snapshot.episode_id}"
-        facts = f"{self.stop_reason.describe()}; {self.windows} windows, {len(self.history)} evaluations, {best}"
-        return "\n".join([facts, *self.notes])
 
 
 class Keeper(Protocol):
@@ -166,8 +143,7 @@ class LoopController:
         self._verbose = VerboseLog(verbose, verbose_log_file)
         self._keeper = keeper
         self._told_score: float | None = None  # the newest smoothed score
-        self._collecting_since: float | None = None
-        self._slowest_window_s = 0.0  # to collect
+        self._collection = Collection()
         self._ties = 0  # evaluations equal to the best since it was reached
         self._owed: int | None = None  # events of a window whose hyperparameters for the next are not in force yet
         self._whole = False  # agent, brain and history belong to the same instant
@@ -241,7 +217,14 @@ class LoopController:
                 self._tear_down()
             finally:
                 self.seconds["total"] += time.perf_counter() - began
-                self.notes += self._closing_notes(reason)
+                self.seconds["collect"] += self._collection.seconds
+                self.notes += closing_notes(
+                    reason,
+                    self.history[-self.scheduler.config.trend_window :],
+                    self._saved,
+                    self.cv_threshold,
+                    self.gap_threshold,
+                )
                 self.result = HostResult(
                     reason,
                     self.brain.window,
@@ -255,20 +238,8 @@ class LoopController:
         return self.result
 
     def _interrupt(self) -> None:
-        """Stop after the window in progress, or at once if that takes long; its steps are lost then."""
         self._stop_asked = True
-        if self._collecting_since is None:
-            return
-        if max(self._slowest_window_s, time.perf_counter() - self._collecting_since) > _PATIENCE_S:
-            raise KeyboardInterrupt
-        timer = threading.Timer(_PATIENCE_S, self._give_up, args=(self._collecting_since,))
-        timer.daemon = True
-        timer.start()
-
-    def _give_up(self, began: float) -> None:
-        """The window that began then is still being collected: interrupt it, as a second Ctrl-C would."""
-        if self._collecting_since == began:
-            os.kill(os.getpid(), signal.SIGINT)
+        self._collection.interrupt()
 
     # -- one window ----------------------------------------------------------------------------------------
 
@@ -288,14 +259,10 @@ class LoopController:
     def _collected(self) -> Iterator[EpisodeData]:
         windows = iter(self.pipeline.episodes())
         while True:
-            self._collecting_since = began = time.perf_counter()
-            data = next(windows, None)
-            taken = time.perf_counter() - began
-            self._collecting_since = None
-            self.seconds["collect"] += taken
+            with self._collection:
+                data = next(windows, None)
             if data is None:
                 return
-            self._slowest_window_s = max(taken, self._slowest_window_s)
             yield data
 
     def _window(self, data: EpisodeData) -> StopReason:
@@ -535,24 +502,6 @@ class LoopController:
                 for pipeline in (self.val_pipeline, self.pipeline):
                     if pipeline is not None:
                         stack.callback(pipeline.teardown)
-
-    def _closing_notes(self, reason: StopReason) -> list[str]:
-        notes = []
-        recent = [m.primary_score for m in self.history[-self.scheduler.config.trend_window :]]
-        mean = abs(float(np.mean(recent))) if recent else 0.0
-        if reason == StopReason.CONVERGED and mean > 0 and float(np.std(recent)) > self.cv_threshold * mean:
-            share = float(np.std(recent)) / mean
-            notes.append(
-                f"the plateau is unsteady: its scores vary by {share:.0%} (cv_threshold {self.cv_threshold:.0%})"
-            )
-        best = None if self._saved is None else self._saved.eval_metrics
-        gap = None if best is None else best.generalization_gap
-        if best is not None and gap is not None and gap > self.gap_threshold * abs(best.primary_score):
-            notes.append(
-                f"the best policy scores {gap:.4g} higher on training than on validation windows "
-                f"(more than gap_threshold {self.gap_threshold:.0%}): it is overfitted"
-            )
-        return notes
 
 
 def check_budget(max_episodes: int | None) -> None:

@@ -17,7 +17,8 @@ from tensor_optix.core.types import EvalMetrics, Event, LoopState, PolicySnapsho
 from tensor_optix.loop.checkpoint_registry import CheckpointRegistry
 from tensor_optix.loop.durable import RunDirError
 from tensor_optix.loop.events import LoopCallback
-from tensor_optix.loop.host import HostResult, LoopController
+from tensor_optix.loop.host import LoopController
+from tensor_optix.loop.host_result import HostResult
 from tensor_optix.loop.host_state import read_tree, write_tree
 from tensor_optix.loop.run_dir import NoCheckpointError, RunDir
 
