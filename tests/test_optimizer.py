@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from tensor_optix import BatchPipeline, Optimizer, RLOptimizer, RunDirError, optimal_window_size
-from tensor_optix.core.types import LoopState, StopReason
+from tensor_optix.core.types import EvalMetrics, HyperparamSet, LoopState, StopReason
 from tensor_optix.loop.events import LoopCallback
 from tensor_optix.loop.run_dir import RunDir
 from tests.host_parts import Forecaster, Plain, Source, Stream, window_of
@@ -117,6 +117,36 @@ class TestSettings:
         assert len(rates) > 2
         assert all(1e-4 <= rate <= 1e-1 for rate in rates)
         assert {seen["other"] for seen in agent.seen} == {1}
+
+    def test_a_value_outside_the_agents_bounds_is_the_users_choice(self, tmp_path):
+        agent = Tuned(rate=0.5)
+        opt = optimizer(tmp_path, agent, max_episodes=1)
+        opt.run()
+        assert dict(opt.optimizer.space.entries)["rate"].high == 0.5
+
+    def test_an_agent_from_a_factory_is_asked_too(self, tmp_path):
+        class Slow(Plain):
+            default_min_episodes_before_dormant = 60
+            is_on_policy = False
+
+        opt = RLOptimizer(agent_factory=Slow, pipeline=Source(), checkpoint_dir=tmp_path, max_episodes=1)
+        opt.run()
+        assert opt.scheduler.config.min_evaluations_before_dormant == 60
+        assert not opt.scheduler.config.detect_degradation
+
+    def test_a_second_run_is_not_stopped_by_the_firsts_stop(self, tmp_path):
+        opt = optimizer(tmp_path, max_episodes=3)
+        opt.stop()
+        assert opt.run().windows == 0
+        assert opt.run().windows == 3
+
+    def test_what_is_no_list_of_callbacks_or_no_pipeline(self, tmp_path):
+        with pytest.raises(TypeError, match="callbacks must be a list"):
+            optimizer(tmp_path, callbacks=LoopCallback())
+        with pytest.raises(TypeError, match=r"whole number of windows, got 2\.5"):
+            optimizer(tmp_path, max_episodes=2.5)
+        with pytest.raises(TypeError, match="wrap an environment in BatchPipeline"):
+            optimizer(tmp_path, pipeline=gym.make("CartPole-v1")).run()
 
 
 class TestRun:
@@ -326,6 +356,46 @@ class TestResume:
             step.rmdir()
         _, _, result = self.run(tmp_path, 5, resume_from=before.run_dir)
         assert len(result.history) == 5
+
+    def test_an_interrupt_while_it_is_put_back_costs_nothing(self, tmp_path):
+        _, before, _ = self.run(tmp_path, 6)
+
+        class Interrupted(Noisy):
+            def load_state(self, path):
+                raise KeyboardInterrupt
+
+        optimizer(tmp_path, Interrupted(rate=0.3), pipeline=Counting(), resume_from=before.run_dir).run()
+        _, _, whole = self.run(tmp_path, 12)
+        _, _, parts = self.run(tmp_path, 12, resume_from=before.run_dir)
+        assert [m.primary_score for m in parts.history] == [m.primary_score for m in whole.history]
+
+    def test_policies_saved_after_the_checkpoint_are_not_this_runs(self, tmp_path):
+        def grown(windows, **settings):
+            agent = Plain()
+            opt = optimizer(
+                tmp_path, agent, max_episodes=windows, max_snapshots=2, checkpoint_score_fn=lambda a: a.weight,
+                save_every=1e9, **settings,
+            )  # fmt: skip
+            return agent, opt, opt.run()
+
+        _, before, _ = grown(3)  # its checkpoint is of window 3
+        agent = Plain()
+        agent.weight = 3.0
+        for weight in range(4, 20):  # as if it had gone on, and was killed before its next checkpoint
+            agent.weight = float(weight)
+            before.registry.save(agent, EvalMetrics(agent.weight, {}, weight), HyperparamSet({}))
+        before.registry.protected.clear()
+        other, after, result = grown(5, resume_from=before.run_dir)
+        assert [m.primary_score for m in result.history] == [1.0, 2.0, 3.0, 4.0, 5.0]
+        assert after.registry.best.eval_metrics.primary_score == 5.0
+        assert other.weight == 5.0
+
+    def test_a_budget_below_what_is_done_is_refused(self, tmp_path):
+        _, before, _ = self.run(tmp_path, 6)
+        with pytest.raises(ValueError, match="max_episodes=4 is not more than the 6 windows"):
+            self.run(tmp_path, 4, resume_from=before.run_dir)
+        assert RunDir.read(before.run_dir).manifest["status"] == "failed"
+        assert self.run(tmp_path, 8, resume_from=before.run_dir)[2].windows == 8
 
     def test_another_directory_is_refused(self, tmp_path):
         with pytest.raises(RunDirError, match="nowhere"):

@@ -54,3 +54,11 @@ def test_a_dropped_episode_has_no_return():
     returns.update(window([1.0, 1.0], starts=[0]))
     assert returns.update(window([5.0], ends=[0], starts=[0])) == ([5.0], [1])
     assert returns.update(window([5.0, 7.0], ends=[0, 1], starts=[0, 1], cut=[0])) == ([7.0], [1])
+
+
+def test_forgotten_episodes_have_no_return():
+    evaluator = EpisodeEvaluator()
+    evaluator.observe(window([1.0, 1.0, 1.0], ends=(0,)))
+    evaluator.forget()
+    metrics = evaluator.score(window([5.0, 7.0, 9.0], ends=(0, 1), starts=[1, 2]), {})
+    assert (metrics.primary_score, metrics.metrics["episodes"]) == (7.0, 1)  # not 2 + 5, and nothing of before

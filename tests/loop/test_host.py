@@ -272,6 +272,43 @@ class TestObeying:
         assert (failure.error, failure.count) == ("ValueError: mine", 4)
 
 
+class TestRollback:
+    def test_what_the_discarded_policy_gathered_is_dropped(self, tmp_path):
+        """An episode that began before the roll-back is no return of the restored policy."""
+        forgotten = []
+
+        class Remembers(EpisodeEvaluator):
+            def forget(self):
+                forgotten.append(len(self._returns))
+                super().forget()
+
+        scores = [*np.linspace(0, 10, 20), *[0.0] * 6, *[10.0] * 4]
+        told = iter(scores)
+        controller(
+            tmp_path, pipeline=Source(lambda i: window_of([1.0, 1.0], ends=(0,), episode_id=i)), evaluator=Remembers(),
+            rollback_on_degradation=True, max_episodes=len(scores), checkpoint_score_fn=lambda a: next(told),
+        ).run()  # fmt: skip
+        assert len(forgotten) == 1
+
+    def test_a_poisoned_environment_is_reset(self, tmp_path):
+        class Poisoned(Source):
+            resets = 0
+
+            def reset(self):
+                self.resets += 1
+
+        class Learns(Plain):
+            def learn(self, episode_data):
+                super().learn(episode_data)
+                return {"loss": float("nan") if source.collected > 4 and not source.resets else 1.0}
+
+        source = Poisoned()
+        result = controller(
+            tmp_path, Learns(), pipeline=source, max_episodes=12, checkpoint_score_fn=lambda a: 1.0
+        ).run()
+        assert (result.stop_reason, source.resets) == (StopReason.BUDGET, 1)
+
+
 class TestDisk:
     def test_a_disk_that_fills_up_costs_a_snapshot_and_not_the_run(self, tmp_path, monkeypatch):
         agent = Plain()

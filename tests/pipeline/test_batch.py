@@ -333,3 +333,29 @@ def test_huge_bounds_are_none():
     biggest = float(np.finfo(np.float32).max)
     tell_action_bounds(agent, gymnasium.spaces.Box(-biggest, biggest, (1,), np.float32))
     assert (agent.low.tolist(), agent.high.tolist()) == ([-np.inf], [np.inf])
+
+
+def test_after_a_lost_window_the_open_episode_has_no_beginning():
+    class Stops(Reader):
+        left = 7
+
+        def act(self, observation):
+            self.left -= 1
+            if self.left == 0:
+                raise KeyboardInterrupt
+            return super().act(observation)
+
+    agent = Stops()
+    pipeline = BatchPipeline(env=Counting(script=LONG), agent=agent, window_size=4)
+    iterator = pipeline.episodes()
+    next(iterator)
+    with pytest.raises(KeyboardInterrupt):
+        next(iterator)
+    state = pipeline.state_dict()
+    again = next(pipeline.episodes())
+    assert again.metadata["tails"] == [0]
+    assert again.episode_starts == []
+    assert "tails" not in next(pipeline.episodes()).metadata
+    other = BatchPipeline(env=Counting(script=LONG), agent=Reader(), window_size=4)
+    other.load_state_dict(state)
+    assert next(other.episodes()).metadata["tails"] == [0]
