@@ -6,8 +6,9 @@ translates; fed the same scores as a member of a compiled run it makes the same 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,7 @@ from tensor_optix.core import autonomy
 from tensor_optix.core.autonomy import NO_LIMIT, AutonomyConfig, AutonomyState
 from tensor_optix.core.types import Decision, Event, LoopState, Scores, StopReason
 from tensor_optix.loop.events import json_float
+from tensor_optix.loop.runtime import compile_program
 
 
 @dataclass(frozen=True)
@@ -134,9 +136,26 @@ class HostBrain:
 
 
 _NOTHING = Verdict(False, False, False, Event.NONE, StopReason.RUNNING)
-_init = jax.jit(autonomy.init, static_argnums=0)
-_step = jax.jit(autonomy.step, static_argnums=0)
-_override = jax.jit(autonomy.override, static_argnums=0)
+
+
+def _program(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function` jitted, its first argument static, and compiled in a third of the time that jit takes."""
+    jitted = jax.jit(function, static_argnums=0)
+    compiled: dict[Any, Any] = {}
+
+    def call(config: AutonomyConfig, *args: Any) -> Any:
+        leaves, structure = jax.tree.flatten(args)
+        key = config, structure, tuple(jax.typeof(leaf) for leaf in leaves)
+        if key not in compiled:
+            compiled[key] = compile_program(jitted.lower(config, *args), jax.default_backend(), tiny=True)
+        return compiled[key](*args)
+
+    return call
+
+
+_init = _program(autonomy.init)
+_step = _program(autonomy.step)
+_override = _program(autonomy.override)
 
 
 @jax.jit

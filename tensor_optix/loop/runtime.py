@@ -92,11 +92,16 @@ def compiler_options(platform: str, runs_once: bool = False) -> dict[str, Any]:
     return options | {"xla_cpu_use_fusion_emitters": False} if runs_once else options
 
 
-def compile_program(lowered: Any, platform: str, runs_once: bool = False) -> Any:
-    """Compile what `jax.jit(f).lower(...)` returned with `compiler_options`, less those this XLA does not know."""
+def compile_program(lowered: Any, platform: str, runs_once: bool = False, tiny: bool = False) -> Any:
+    """Compile what `jax.jit(f).lower(...)` returned with `compiler_options`, less those this XLA does not know.
+
+    runs_once: for a program that is called once. tiny: for one that computes a few scalars.
+    """
     import jax
 
-    options = compiler_options(platform, runs_once)
+    options = compiler_options(platform, runs_once or tiny)
+    if tiny and options:  # scalars only: what the optimiser would gain is less than a call costs
+        options["xla_backend_optimization_level"] = 0
     while True:
         try:
             return lowered.compile(options)
