@@ -72,11 +72,15 @@ class HostTask:
         """The whole run as a user makes it; it goes on to its budget, learned or not."""
         import gymnasium as gym
 
-        from tensor_optix import RLOptimizer, VectorBatchPipeline
+        from tensor_optix import RLOptimizer, SPSAOptimizer, VectorBatchPipeline
 
         make = lambda: gym.make(self.setting.env, **self.setting.env_kwargs)  # noqa: E731
         pipeline = VectorBatchPipeline([make] * self.setting.n_envs, window_size=self.setting.n_steps, seed=self.seed)
-        settings = {"min_episodes_before_dormant": 10**9, **settings}
+        # The default tuner's bounds, but as they are for the starting values in every run of this agent.
+        start, named = self.setting.hyperparams, getattr(self.agent, "default_param_bounds", {})
+        bounds = {k: (min(low, start.get(k, low)), max(high, start.get(k, high))) for k, (low, high) in named.items()}
+        tuner = SPSAOptimizer(bounds, [name for name in self.agent.default_log_params if name in bounds])
+        settings = {"min_episodes_before_dormant": 10**9, "optimizer": tuner, **settings}
         return RLOptimizer(
             agent=self.agent, pipeline=pipeline, checkpoint_dir=directory, max_episodes=max_episodes, seed=self.seed,
             **settings,

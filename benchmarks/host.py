@@ -3,8 +3,9 @@
 Both at SB3's own settings for CartPole-v1 (RL Zoo: 8 environments, 32 steps, one batch of 256, 20 epochs, two separate
 networks of 64x64 tanh), the same number of environment steps, one Torch thread, each in a process of its own, in turns.
 Ours runs everything a user gets: scheduler, tuner, best-of, events, snapshots and checkpoints on disk. Two windows go
-before on both sides, so that what is compiled or traced once is not in the time; it has a row of its own. The score is that of 100 fresh episodes with the
-deterministic policy at the end (ours: the best policy, put back by the run). Target: 1.5x.
+before on both sides, so that what is compiled or traced once is not in the time; it has a row of its own. The score is
+that of 100 fresh episodes with the deterministic policy at the end (ours: the best policy, put back by the run).
+Target: 1.5x.
 
     python -m benchmarks.host --json
     python -m benchmarks.host --agents TorchPPOAgent FlaxPPOAgent --rounds 5

@@ -390,6 +390,25 @@ class TestResume:
         assert after.registry.best.eval_metrics.primary_score == 5.0
         assert other.weight == 5.0
 
+    def test_what_a_checkpoint_names_is_kept(self, tmp_path):
+        _, opt, _ = self.run(tmp_path, 12, save_every=0.0)
+        assert opt.registry.protected >= opt._controller.snapshots_in_use() != set()
+
+    def test_a_run_at_a_cap_saves_ever_more_rarely(self, tmp_path):
+        saved = []
+
+        class Saves(Plain):
+            def save_weights(self, path):
+                saved.append(self.weight)
+                super().save_weights(path)
+
+            def save_state(self, path):
+                Plain.save_weights(self, path)
+
+        optimizer(tmp_path, Saves(), max_episodes=20, checkpoint_score_fn=lambda a: 500.0, diagnostics=False,
+                  min_episodes_before_dormant=99).run()  # fmt: skip
+        assert saved == [0.0, 1.0, 2.0, 3.0, 5.0, 9.0, 17.0]  # the beginning, the best, ties 1, 2, 4, 8, 16
+
     def test_a_budget_below_what_is_done_is_refused(self, tmp_path):
         _, before, _ = self.run(tmp_path, 6)
         with pytest.raises(ValueError, match="max_episodes=4 is not more than the 6 windows"):

@@ -674,3 +674,25 @@ def test_a_second_saver_is_told_of_the_first(registry):
     lock.release()
     save(registry, 2.0)
     assert loaded(registry) == 2.0
+
+
+def test_a_protected_snapshot_is_not_removed_to_make_room(tmp_path):
+    registry, agent = CheckpointRegistry(tmp_path, max_snapshots=2), ArrayAgent()
+    first = registry.save(agent, EvalMetrics(1.0, {}, 0), HyperparamSet({}))
+    registry.protected = {first.snapshot_id}
+    for score in range(2, 9):
+        registry.save(agent, EvalMetrics(float(score), {}, score), HyperparamSet({}))
+    assert first.snapshot_id in {snapshot.snapshot_id for snapshot in registry.snapshots}
+    registry.protected.clear()
+    registry.save(agent, EvalMetrics(9.0, {}, 9), HyperparamSet({}))
+    assert {snapshot.eval_metrics.primary_score for snapshot in registry.snapshots} == {9.0, 8.0}
+
+
+def test_what_was_saved_after_a_place_is_dropped(tmp_path):
+    registry, agent = CheckpointRegistry(tmp_path), ArrayAgent()
+    assert registry.sequence == 0
+    for score in (1.0, 3.0, 2.0):
+        registry.save(agent, EvalMetrics(score, {}, 0), HyperparamSet({}))
+    assert registry.sequence == 3
+    registry.drop_after(1)
+    assert [snapshot.eval_metrics.primary_score for snapshot in registry.snapshots] == [1.0]
