@@ -131,6 +131,7 @@ class ActorCriticAgent(ModuleAgent):
         with torch.no_grad():
             outputs = self._actor(batch)
         targets = tensor(self._distribution.targets(data.actions, outputs.shape[-1])[index])
+        targets = targets if targets.is_floating_point() else targets.long()  # once, not in every minibatch
         if data.log_probs is None:
             with torch.no_grad():
                 log_probs, _ = self._distribution.log_prob_and_entropy(outputs, targets)
