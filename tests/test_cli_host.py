@@ -64,9 +64,9 @@ def train(capfd, *args):
 
 
 def events(facts):
-    """What happened in a run, without the random names of its snapshots."""
+    """What happened in a run, without the random names of its snapshots and the time."""
     lines = (RunDir.read(facts["run_dir"]).path / "events.jsonl").read_text().splitlines()
-    return [{k: v for k, v in json.loads(line).items() if k != "snapshot"} for line in lines]
+    return [{k: v for k, v in json.loads(line).items() if k not in ("snapshot", "time")} for line in lines]
 
 
 class TestTrain:

@@ -518,9 +518,9 @@ def test_a_poisoned_window_is_rolled_back(tmp_path):
     seen = []
 
     class Watched(LoopController):
-        def _roll_back(self):
+        def _roll_back(self, reset_envs):
             seen.append(bool(np.isfinite(np.asarray(agent._params["actor"]["head"]["kernel"])).all()))
-            super()._roll_back()
+            super()._roll_back(reset_envs)
             seen.append(bool(np.isfinite(np.asarray(agent._params["actor"]["head"]["kernel"])).all()))
 
     pipeline = BatchPipeline(PoisonedReward(Noisy("discrete", 0)), agent, 24)
