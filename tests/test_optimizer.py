@@ -331,6 +331,25 @@ class TestResume:
             ("evaluation", i, m.primary_score) for i, m in enumerate(whole.history)
         ]
 
+    @pytest.mark.parametrize("first", [4, 5])
+    def test_a_last_window_judged_only_because_it_was_the_last_leaves_no_trace(self, tmp_path, first):
+        def run(count, **settings):
+            agent = Noisy(rate=0.3)
+            source = Counting()
+            source.window = lambda i: window_of([np.sin(i), 1.0], ends=(1,) if i % 3 == 0 else (), episode_id=i)
+            opt = optimizer(tmp_path, agent, pipeline=source, max_episodes=count, base_interval=2, **settings)
+            return agent, opt, opt.run()
+
+        agent, _, whole = run(20)
+        _, before, part = run(first)
+        assert part.history[-1].episode_id == first - 1
+        other, _, again = run(20, resume_from=before.run_dir)
+        assert [(m.episode_id, m.primary_score) for m in again.history] == [
+            (m.episode_id, m.primary_score) for m in whole.history
+        ]
+        assert other.weight == agent.weight
+        assert run(20, resume_from=before.run_dir)[2].windows == 20  # nothing is left to do
+
     def test_a_run_that_was_killed_goes_on_from_its_last_save(self, tmp_path):
         code = (
             "import os, sys, pathlib\n"

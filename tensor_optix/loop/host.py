@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
-from tensor_optix.core.autonomy import NO_LIMIT, AutonomyConfig
+from tensor_optix.core.autonomy import NO_LIMIT, AutonomyConfig, AutonomyState
 from tensor_optix.core.backoff_shell import HOST_DEFAULT, BackoffScheduler
 from tensor_optix.core.base_agent import BaseAgent
 from tensor_optix.core.base_evaluator import BaseEvaluator
@@ -54,8 +54,8 @@ class Keeper(Protocol):
 
     def between_windows(self) -> None: ...
 
-    def end(self, resumable: bool) -> None:
-        """The last window is over; the best policy has not been put back yet."""
+    def end(self, state: AutonomyState) -> None:
+        """The last window is over, and the brain's state is this; the best policy has not been put back yet."""
 
 
 class LoopController:
@@ -146,6 +146,7 @@ class LoopController:
         self._collection = Collection()
         self._ties = 0  # evaluations equal to the best since it was reached
         self._owed: int | None = None  # events of a window whose hyperparameters for the next are not in force yet
+        self._kept = False  # the keeper has what it needs to go on from the end
         self._whole = False  # agent, brain and history belong to the same instant
         self.seconds = dict.fromkeys(("collect", "learn", "evaluate", "total"), 0.0)
         self.history: list[EvalMetrics] = []
@@ -210,8 +211,8 @@ class LoopController:
                         reason = self._windows()
                 except KeyboardInterrupt:
                     pass
-            if self._keeper is not None and self._whole:
-                self._keeper.end(reason in (StopReason.INTERRUPTED, StopReason.BUDGET))
+            if self._keeper is not None and self._whole and not self._kept:
+                self._keeper.end(self.brain.state)
         finally:
             try:
                 self._tear_down()
@@ -246,6 +247,8 @@ class LoopController:
     def _windows(self) -> StopReason:
         if self.brain.stop_reason != StopReason.RUNNING:  # put back as it was
             return self.brain.stop_reason
+        if self.brain.window >= int(self.brain.state.max_windows):
+            return StopReason.BUDGET
         for data in self._collected():
             self._whole = False
             reason = self._window(data)
@@ -276,8 +279,14 @@ class LoopController:
             self.diagnostic_controller.step(window, self.agent, diagnostics)
             self._adopt(before)
         self.evaluator.observe(data)
-        metrics = self._evaluate(data, diagnostics, window) if self.brain.due else None
-        verdict = self.brain.finish_window(self._told(metrics), _all_finite(diagnostics))
+        metrics = self._evaluate(data, diagnostics, window) if self.brain.scheduled else None
+        finite = _all_finite(diagnostics)
+        if metrics is None and self.brain.last:  # the budget's last policy is judged in any case
+            if self._keeper is not None and finite:  # a run that goes on with a larger budget would not have judged it
+                self._keeper.end(self.brain.unjudged())
+                self._kept = True
+            metrics = self._evaluate(data, diagnostics, window, patient=False)
+        verdict = self.brain.finish_window(self._told(metrics), finite)
         self.scheduler.state = self.brain.state.scheduler
         self._keep(verdict, metrics, window)
         before = dict(self.agent.get_hyperparams().params)
@@ -299,11 +308,12 @@ class LoopController:
             self.brain.override(changed)
             self.callbacks.call("on_hyperparam_update", dict(before), after)
 
-    def _evaluate(self, data: EpisodeData, diagnostics: dict[str, Any], window: int) -> EvalMetrics | None:
+    def _evaluate(
+        self, data: EpisodeData, diagnostics: dict[str, Any], window: int, patient: bool = True
+    ) -> EvalMetrics | None:
         began = time.perf_counter()
-        if isinstance(self.evaluator, EpisodeEvaluator):  # the budget's last policy is judged by what there is
-            decides = self.val_pipeline is None and self.checkpoint_score_fn is None
-            self.evaluator.patient = decides and not self.brain.last
+        if isinstance(self.evaluator, EpisodeEvaluator):
+            self.evaluator.patient = patient and self.val_pipeline is None and self.checkpoint_score_fn is None
         metrics = self.evaluator.score(data, diagnostics)
         if self.val_pipeline is not None and metrics is not None:
             validation = self._validate()

@@ -67,6 +67,15 @@ class HostBrain:
         return int(self.state.window)
 
     @property
+    def scheduled(self) -> bool:
+        """As `due`, but not merely because the budget ends."""
+        return self._due and int(self.state.window) + 1 >= int(self.state.next_evaluation)
+
+    def unjudged(self) -> AutonomyState:
+        """The state as it would be if the present window were finished without an evaluation."""
+        return autonomy.tick(self.state)
+
+    @property
     def last(self) -> bool:
         """The window that is now being finished is the budget's last."""
         return int(self.state.window) + 1 >= int(self.state.max_windows)

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from tensor_optix.core.autonomy import NO_LIMIT
+from tensor_optix.core.autonomy import NO_LIMIT, AutonomyState
 from tensor_optix.core.types import EvalMetrics, Event, LoopState, PolicySnapshot
 from tensor_optix.loop.checkpoint_registry import CheckpointRegistry
 from tensor_optix.loop.durable import RunDirError
@@ -85,11 +85,11 @@ class HostRun:
 
     def between_windows(self) -> None:
         if time.perf_counter() - self._last_save >= self._save_every:
-            self._save()
+            self._save(self.controller.brain.state)
 
-    def end(self, resumable: bool) -> None:
+    def end(self, state: AutonomyState) -> None:
         """A last checkpoint, also of a finished run: it may be given a larger budget."""
-        self._save()
+        self._save(state)
 
     def finish(self, result: HostResult | None) -> None:
         """Writes down how the run ended, and closes the directory."""
@@ -113,7 +113,7 @@ class HostRun:
         self._needed = [*self._needed[-1:], self.controller.snapshots_in_use()]
         self.registry.protected = set().union(*self._needed)
 
-    def _save(self) -> None:
+    def _save(self, state: AutonomyState) -> None:
         controller = self.controller
 
         def write(files: Path) -> None:
@@ -121,7 +121,7 @@ class HostRun:
             write_tree(files, controller.host_state())
 
         try:
-            self.directory.save_checkpoint(controller.brain.window, controller.brain.state, files=write)
+            self.directory.save_checkpoint(int(state.window), state, files=write)
             self._protect()
         except RunDirError as error:
             if not self._save_failed:  # the run goes on; said once
