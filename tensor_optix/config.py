@@ -7,13 +7,13 @@ which it is with `driver: compiled` or `driver: host`, or by what it asks for.
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
+
+from tensor_optix.config_checks import ConfigError, check_shared, is_number, unknown, whole
 
 if TYPE_CHECKING:
     from tensor_optix.host_config import TrainConfig
@@ -32,10 +32,6 @@ _INSTEAD = {  # a setting of one driver -> what comes nearest in the other
     "n_envs": "config.n_envs",
     "window_size": "config.n_steps",
 }
-
-
-class ConfigError(ValueError):
-    """What was asked for cannot be run; the message is one sentence for the person who asked."""
 
 
 @dataclass
@@ -166,14 +162,6 @@ def apply_overrides(values: Mapping[str, Any], overrides: Iterable[str]) -> dict
     return result
 
 
-def unknown(kind: str, name: str, known: Iterable[str]) -> str:
-    """One sentence: "unknown setting 'lr'; did you mean 'learning_rate'? known: ..."."""
-    names = sorted(known)
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    hint = f"did you mean {close[0]!r}? " if close else ""
-    return f"unknown {kind} {name!r}; {hint}known: {', '.join(names)}"
-
-
 def _made(kind: type[_Config], values: Mapping[str, Any]) -> _Config:
     known = _names(kind)
     for key in values:
@@ -217,34 +205,6 @@ def _check_seeds(seeds: Any) -> None:
         raise ConfigError(f"seeds must be at least 1, got {seeds}")
     if len(set(values)) != len(values):
         raise ConfigError(f"seeds must differ from each other, got {values}")
-
-
-def check_shared(run: RunConfig | TrainConfig) -> None:
-    """The settings that both drivers have."""
-    if not isinstance(run.env, str) or not run.env:
-        raise ConfigError(f'env must be the id of an environment, for example "CartPole-v1", got {run.env!r}')
-    if run.target_score is not None and not is_number(run.target_score):
-        raise ConfigError(f"target_score must be a finite number, got {run.target_score!r}")
-    if not isinstance(run.stop, bool):
-        raise ConfigError(f"stop must be true or false, got {run.stop!r}")
-    if not isinstance(run.tune, bool) and not (
-        isinstance(run.tune, list) and all(isinstance(name, str) for name in run.tune)
-    ):
-        raise ConfigError(f"tune must be true, false or a list of hyperparameter names, got {run.tune!r}")
-
-
-def whole(name: str, value: Any, least: int = 1) -> int:
-    """`value` as an int, or one sentence why not."""
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ConfigError(f"{name} must be a whole number of at least {least}, got {value!r}")
-    return value
-
-
-def is_number(value: Any) -> bool:
-    """A finite int or float."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _loader() -> Any:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from tensor_optix.algorithms import host_ppo
-from tensor_optix.config import ConfigError, check_shared, is_number, unknown, whole
+from tensor_optix.config_checks import ConfigError, check_shared, is_number, unknown, whole
 
 
 class HostAgent(NamedTuple):

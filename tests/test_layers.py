@@ -16,7 +16,18 @@ LAYERS = [
     {"algorithms"},
     {"loop"},
     {"pipeline"},
-    {"statistics", "curves", "reporting", "figures", "results", "policy", "config", "plan", "host_config"}
+    {
+        "statistics",
+        "curves",
+        "reporting",
+        "figures",
+        "results",
+        "policy",
+        "config",
+        "config_checks",
+        "plan",
+        "host_config",
+    }
     | {"default_networks"},
     {"adapters"},
     {"callbacks"},
