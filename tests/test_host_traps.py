@@ -403,13 +403,14 @@ class TestConfig:
         class Watch(LoopCallback):
             def on_episode_end(self, episode_id, eval_metrics):
                 told.append(agent.params["rate"])
-                opt.stop()
+                if eval_metrics is not None:
+                    opt.stop()
 
         opt = Optimizer(agent, Scored(), window_size=8, checkpoint_dir=tmp_path, optimizer=tuner)
         assert (opt.best_snapshot, opt.state) == (None, LoopState.ACTIVE)
         opt.add_callback(Watch())
         result = opt.run()
-        assert (result.stop_reason, result.windows) == (StopReason.INTERRUPTED, 1)
+        assert (result.stop_reason, len(result.history)) == (StopReason.INTERRUPTED, 1)
         assert told[0] != 0.5
         assert opt.best_snapshot is result.best_snapshot is not None
         assert json.loads((opt.run_dir / "manifest.json").read_text())["status"] == "interrupted"

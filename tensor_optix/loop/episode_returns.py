@@ -78,7 +78,7 @@ class EpisodeEvaluator(BaseEvaluator):
         min_episodes: whole episodes behind a score of training windows.
     """
 
-    def __init__(self, primary_score_fn: Any = None, min_episodes: int = 5) -> None:
+    def __init__(self, primary_score_fn: Any = None, min_episodes: int = 10) -> None:
         if min_episodes < 1:
             raise ValueError(f"min_episodes must be at least 1, got {min_episodes}")
         self.primary_score_fn, self.min_episodes = primary_score_fn, min_episodes

@@ -406,8 +406,8 @@ class TestEvaluation:
             source = Source(lambda i: window_of([1.0] * 4, ends=range(per_window(i)), episode_id=i))
             return [m.episode_id for m in controller(tmp_path, pipeline=source, max_episodes=30).run().history]
 
-        assert windows(lambda i: 4) == list(range(1, 30, 2))
-        assert windows(lambda i: 1) == [4, 9, 14, 19, 24, 29]
+        assert windows(lambda i: 4) == [*range(2, 30, 3)]
+        assert windows(lambda i: 1) == [9, 19, 29]
         assert windows(lambda i: int(i % 10 == 0)) == [9, 19, 29]
 
     def test_episodes_between_evaluations_count_too(self, tmp_path):
