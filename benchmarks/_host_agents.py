@@ -77,7 +77,8 @@ class HostTask:
         make = lambda: gym.make(self.setting.env, **self.setting.env_kwargs)  # noqa: E731
         pipeline = VectorBatchPipeline([make] * self.setting.n_envs, window_size=self.setting.n_steps, seed=self.seed)
         # The default tuner's bounds, but as they are for the starting values in every run of this agent.
-        start, named = self.setting.hyperparams, getattr(self.agent, "default_param_bounds", {})
+        start = self.setting.hyperparams
+        named = {k: v for k, v in self.agent.default_param_bounds.items() if k in self.agent.default_tuned}
         bounds = {k: (min(low, start.get(k, low)), max(high, start.get(k, high))) for k, (low, high) in named.items()}
         tuner = SPSAOptimizer(bounds, [name for name in self.agent.default_log_params if name in bounds])
         settings = {"min_episodes_before_dormant": 10**9, "optimizer": tuner, **settings}

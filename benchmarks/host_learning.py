@@ -37,7 +37,9 @@ seed, steps = int(sys.argv[3]), int(sys.argv[4])
 task = setting(name, agent_name, seed)
 tune = extra.pop("tune", True)
 if not tune:
-    type(task.agent).default_param_bounds = {}
+    type(task.agent).default_tuned = ()
+elif tune == "all":
+    type(task.agent).default_tuned = tuple(task.agent.default_param_bounds)
 with tempfile.TemporaryDirectory() as directory:
     optimizer = task.optimizer(directory, max_episodes=steps // task.rows, **extra)
     result = optimizer.run()
@@ -53,7 +55,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--steps", type=int, default=None, help="environment steps per seed; default: the setting's")
     parser.add_argument("--jobs", type=int, default=2, help="processes side by side")
-    parser.add_argument("--settings", default="{}", help='JSON: keywords of RLOptimizer, and "tune": false')
+    parser.add_argument("--settings", default="{}", help='JSON: keywords of RLOptimizer, and "tune": false or "all"')
     args = parse(parser)
 
     from tensor_optix.statistics import bootstrap_interval, interquartile_mean

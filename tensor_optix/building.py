@@ -120,7 +120,7 @@ def _tuner(config: TrainConfig, agent: BaseAgent) -> BaseOptimizer:
     """SPSA over what is to be tuned; the bounds stretch to take in the values that the run starts with."""
     params, bounds = agent.get_hyperparams().params, {}
     for name, (low, high) in host_ppo.PARAM_BOUNDS.items():
-        wanted = config.tune if isinstance(config.tune, bool) else name in config.tune
+        wanted = config.tune and name in (host_ppo.TUNED if config.tune is True else config.tune)
         scalable = name not in host_ppo.LOG_PARAMS or params[name] > 0
         if wanted and scalable:
             bounds[name] = (min(low, params[name]), max(high, params[name]))

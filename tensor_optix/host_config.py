@@ -103,7 +103,7 @@ class TrainConfig:
     optimizer: dict[str, Any] = field(default_factory=dict)  # settings of RLOptimizer
     max_episodes: int | None = None  # budget in windows; None: until learning is over
     target_score: float | None = None  # stop where the score stays at or above it
-    tune: bool | list[str] = True  # tune hyperparameters online: all that PPO names, some of them, or none
+    tune: bool | list[str] = True  # tune hyperparameters online: the learning rate, those named here, or none
     stop: bool = True  # stop at convergence; False: use the whole budget
 
     def __post_init__(self) -> None:

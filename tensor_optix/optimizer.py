@@ -41,7 +41,8 @@ class RLOptimizer:
         agent_factory, pipeline_factory, val_pipeline_factory: make them when `run` is called, instead of `agent`,
             `pipeline`, `val_pipeline`; each takes no argument, or one mapping of hyperparameters.
         evaluator: scores windows; by default the mean return of whole episodes (`EpisodeEvaluator`).
-        optimizer: tunes hyperparameters; by default SPSA within the agent's `default_param_bounds`.
+        optimizer: tunes hyperparameters; by default SPSA within the agent's `default_param_bounds`, of those the ones
+            in its `default_tuned` (for PPO the learning rate alone; give an `SPSAOptimizer` to tune more).
         checkpoint_dir: every run gets a directory of its own in here (`run_dir`).
         max_snapshots: policies kept: the best, the newest, and some between.
         rollback_on_degradation: put the best weights back when the score fell below them by more than the noise.
@@ -391,10 +392,13 @@ def _rule(agent: BaseAgent | None, settings: Mapping[str, Any]) -> BackoffConfig
 def _default_tuner(agent: BaseAgent) -> SPSAOptimizer:
     """SPSA within the bounds that the agent names, over those hyperparameters that it has.
 
-    A value outside them was somebody's choice: the bounds are widened to hold it.
+    Of those the ones in `default_tuned`, where the agent's class says which. A value outside the bounds was somebody's
+    choice: they are widened to hold it.
     """
     params = agent.get_hyperparams().params
     named = {k: v for k, v in (getattr(agent, "default_param_bounds", None) or {}).items() if k in params}
+    tuned = getattr(agent, "default_tuned", named)
+    named = {name: bounds for name, bounds in named.items() if name in tuned}
     log = {name for name in getattr(agent, "default_log_params", None) or () if name in named}
     bounds = {}
     for name, (low, high) in named.items():

@@ -176,10 +176,10 @@ class TestOptimizer:
             tuner = self.run_of(tmp_path, **settings)[1].optimizer
             return dict(tuner.space.entries) if hasattr(tuner, "space") else {}
 
-        assert set(tuned()) == {"learning_rate", "gamma", "clip_ratio", "entropy_coef"}
+        assert set(tuned()) == {"learning_rate"}
         assert set(tuned(tune=["gamma"])) == {"gamma"}
         assert tuned(tune=False) == {}
-        wide = tuned(agent={"learning_rate": 0.1, "gamma": 0.5})
+        wide = tuned(agent={"learning_rate": 0.1, "gamma": 0.5}, tune=["learning_rate", "gamma"])
         assert (wide["learning_rate"].high, wide["gamma"].low) == (0.1, 0.5)
         assert wide["learning_rate"].log
         assert "learning_rate" not in tuned(agent={"learning_rate": 0.0})

@@ -124,6 +124,15 @@ class TestSettings:
         opt.run()
         assert dict(opt.optimizer.space.entries)["rate"].high == 0.5
 
+    def test_of_several_bounds_those_the_class_says_are_tuned(self, tmp_path):
+        class Few(Tuned):
+            default_param_bounds = {"rate": (1e-4, 1e-1), "other": (0.0, 1.0)}  # noqa: RUF012
+            default_tuned = ("other",)
+
+        opt = optimizer(tmp_path, Few(rate=1e-2, other=0.5), max_episodes=1)
+        opt.run()
+        assert opt.optimizer.space.names == ("other",)
+
     def test_an_agent_from_a_factory_is_asked_too(self, tmp_path):
         class Slow(Plain):
             default_min_episodes_before_dormant = 60

@@ -23,6 +23,7 @@ class TFActorCriticAgent(TFNetworkAgent):
 
     default_param_bounds: ClassVar[dict[str, tuple[float, float]]] = host_ppo.PARAM_BOUNDS
     default_log_params: ClassVar[frozenset[str]] = host_ppo.LOG_PARAMS
+    default_tuned: ClassVar[tuple[str, ...]] = host_ppo.TUNED
 
     def __init__(
         self,

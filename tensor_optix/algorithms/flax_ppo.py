@@ -103,6 +103,7 @@ class FlaxPPOBase(FlaxBase):
 
     default_param_bounds = host_ppo.PARAM_BOUNDS
     default_log_params = host_ppo.LOG_PARAMS
+    default_tuned = host_ppo.TUNED
 
     def __init__(
         self,

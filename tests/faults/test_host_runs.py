@@ -1,6 +1,7 @@
 """Host runs of real agents under faults: resumed to the bit, interrupted, a full disk, environments that fail."""
 
 import errno
+import itertools
 import os
 import signal
 import subprocess
@@ -173,11 +174,12 @@ def test_a_full_disk_costs_checkpoints_not_the_run(tmp_path, monkeypatch):
 
 
 def test_a_damaged_best_is_passed_over(tmp_path):
-    _, opt, result = run(tmp_path, "torch", 6)
+    scores = itertools.count()
+    _, opt, result = run(tmp_path, "torch", 6, checkpoint_score_fn=lambda agent: float(next(scores)))
     snapshots = sorted((opt.run_dir / "snapshots").glob("snapshot_*"))
     assert len(snapshots) >= 2
     for file in Path(result.best_snapshot.weights_path).rglob("actor.safetensors"):
         file.write_bytes(file.read_bytes()[:-1] + b"\x00")
     agent = torch_agent()
     loaded = opt.registry.load_best(agent)
-    assert loaded.snapshot_id != result.best_snapshot.snapshot_id
+    assert loaded.eval_metrics.primary_score == result.best_snapshot.eval_metrics.primary_score - 1
