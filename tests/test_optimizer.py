@@ -420,7 +420,7 @@ class TestResume:
 
     def test_what_a_checkpoint_names_is_kept(self, tmp_path):
         _, opt, _ = self.run(tmp_path, 12, save_every=0.0)
-        assert opt.registry.protected >= opt._controller.snapshots_in_use() != set()
+        assert opt.registry.protected >= opt._controller.snapshots_in_use != set()
 
     def test_a_run_at_a_cap_saves_ever_more_rarely(self, tmp_path):
         saved = []

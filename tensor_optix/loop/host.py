@@ -33,13 +33,14 @@ from tensor_optix.core.types import (
     PolicySnapshot,
     StopReason,
 )
+from tensor_optix.loop.best_policy import BestPolicy
 from tensor_optix.loop.checkpoint_registry import CheckpointRegistry
 from tensor_optix.loop.collection import Collection
-from tensor_optix.loop.durable import RunDirError
 from tensor_optix.loop.episode_returns import EpisodeEvaluator
 from tensor_optix.loop.events import CallbackList, LoopCallback
 from tensor_optix.loop.host_brain import HostBrain, Verdict
 from tensor_optix.loop.host_result import HostResult, closing_notes
+from tensor_optix.loop.host_state import put_back, stateful
 from tensor_optix.loop.signals import asking_on_signals
 from tensor_optix.loop.verbose import VerboseLog
 
@@ -144,7 +145,6 @@ class LoopController:
         self._keeper = keeper
         self._told_score: float | None = None  # the newest smoothed score
         self._collection = Collection()
-        self._ties = 0  # evaluations equal to the best since it was reached
         self._owed: int | None = None  # events of a window whose hyperparameters for the next are not in force yet
         self._kept = False  # the keeper has what it needs to go on from the end
         self._whole = False  # agent, brain and history belong to the same instant
@@ -153,8 +153,7 @@ class LoopController:
         self.notes: list[str] = []
         self.result: HostResult | None = None
         self._stop_asked = False
-        self._saved: PolicySnapshot | None = None  # the best of this run
-        self._beginning: PolicySnapshot | None = None  # what a fault before the first best goes back to
+        self._policies = BestPolicy(agent, self.registry, self._note)
         self._val_windows: Any = None
 
         tuner = getattr(optimizer, "tuner", None)  # a pure tuner runs inside the brain, another beside it
@@ -185,7 +184,7 @@ class LoopController:
     @property
     def best_snapshot(self) -> PolicySnapshot | None:
         """The best policy of this run, None before the first evaluation."""
-        return self._saved
+        return self._policies.best
 
     def stop(self) -> None:
         """Stop after the window in progress. Safe to call from callbacks and other threads, also before `run`."""
@@ -222,7 +221,7 @@ class LoopController:
                 self.notes += closing_notes(
                     reason,
                     self.history[-self.scheduler.config.trend_window :],
-                    self._saved,
+                    self.best_snapshot,
                     self.cv_threshold,
                     self.gap_threshold,
                 )
@@ -230,7 +229,7 @@ class LoopController:
                     reason,
                     self.brain.window,
                     self.history,
-                    self._saved,
+                    self.best_snapshot,
                     self.callbacks.failures,
                     self.notes,
                     self.seconds,
@@ -288,7 +287,8 @@ class LoopController:
             metrics = self._evaluate(data, diagnostics, window, patient=False)
         verdict = self.brain.finish_window(self._told(metrics), finite)
         self.scheduler.state = self.brain.state.scheduler
-        self._keep(verdict, metrics, window)
+        if verdict.save_best and metrics is not None:
+            self._policies.keep(metrics, window, is_tie=Event.BEST not in verdict.events)
         before = dict(self.agent.get_hyperparams().params)
         self._tell(verdict, metrics, window)
         self._adopt(before)
@@ -347,36 +347,12 @@ class LoopController:
 
     # -- obeying -------------------------------------------------------------------------------------------
 
-    def _keep(self, verdict: Verdict, metrics: EvalMetrics | None, window: int) -> None:
-        if not verdict.save_best or metrics is None:
-            return
-        self._ties = 0 if Event.BEST in verdict.events else self._ties + 1
-        # Of equals the newest is kept. A run that stays at a capped score would save after each window: it saves when
-        # the count of ties is a power of two, so what is kept is from the newer half of them.
-        if self._ties & (self._ties - 1) == 0:
-            hyperparams = HyperparamSet(dict(self.agent.get_hyperparams().params), window)
-            try:
-                self._saved = self.registry.save(self.agent, metrics, hyperparams)
-            except RunDirError as error:  # a full disk costs this snapshot, not the run
-                self._note(f"window {window} was the best so far and is lost: {error}")
-
-    def _load(self, snapshot: PolicySnapshot) -> None:
-        """The snapshot, or the best one left where it is damaged."""
-        try:
-            self.registry.load(self.agent, snapshot.snapshot_id)
-        except (RunDirError, ValueError) as error:
-            other = self.registry.load_best(self.agent)
-            instead = "nothing is left" if other is None else f"snapshot {other.snapshot_id} is in its place"
-            self._note(f"{error} Of the others {instead}.")
-
     def _note(self, text: str) -> None:
         _log.warning(text)
         self.notes.append(text)
 
     def _roll_back(self, reset_envs: bool) -> None:
-        snapshot = self._saved or self._beginning
-        if snapshot is not None:
-            self._load(snapshot)
+        self._policies.put_back()
         # What was gathered under the discarded policy says nothing of this one.
         for part, method in (
             (self.agent, "reset_cache"),
@@ -394,8 +370,8 @@ class LoopController:
         if metrics is not None:
             self._verbose.line(window, metrics.primary_score, self._told_score, self.state, self.brain.interval, events)
         call("on_episode_end", window, metrics)
-        if Event.BEST in events and self._saved is not None:
-            call("on_improvement", self._saved)
+        if Event.BEST in events and self.best_snapshot is not None:
+            call("on_improvement", self.best_snapshot)
         if Event.PLATEAU in events:
             call("on_plateau", window, self.state)
         if Event.DORMANT in events:
@@ -427,58 +403,44 @@ class LoopController:
 
     # -- what a keeper keeps -------------------------------------------------------------------------------
 
-    def parts(self) -> dict[str, Any]:
-        """Those that have a state of their own: whatever has `state_dict()` and `load_state_dict(state)`, by name."""
-        named = {
-            "evaluator": self.evaluator,
-            "pipeline": self.pipeline,
-            "val_pipeline": self.val_pipeline,
-            "optimizer": self._outside,
-            "diagnostic_controller": self.diagnostic_controller,
-            **{f"callback {i} ({type(c).__name__})": c for i, c in enumerate(self.callbacks.callbacks)},
-        }
-        seen: set[int] = set()  # one object may have two places, a pipeline that is a callback too
-        return {
-            name: part
-            for name, part in named.items()
-            if hasattr(part, "state_dict") and id(part) not in seen and not seen.add(id(part))  # type: ignore[func-returns-value]
-        }
+    def _parts(self) -> dict[str, Any]:
+        return stateful(
+            {
+                "policies": self._policies,
+                "evaluator": self.evaluator,
+                "pipeline": self.pipeline,
+                "val_pipeline": self.val_pipeline,
+                "optimizer": self._outside,
+                "diagnostic_controller": self.diagnostic_controller,
+                **{f"callback {i} ({type(c).__name__})": c for i, c in enumerate(self.callbacks.callbacks)},
+            }
+        )
+
+    @property
+    def snapshots_in_use(self) -> set[str]:
+        """Ids of the snapshots that this run may go back to."""
+        return self._policies.in_use
 
     def host_state(self) -> dict[str, Any]:
         """All but the brain's arrays, the agent and the history; plain values and NumPy arrays."""
         return {
-            "ties": self._ties,
             "told_score": self._told_score,
-            "sequence": self.registry.sequence,
-            "saved": None if self._saved is None else self._saved.snapshot_id,
-            "beginning": None if self._beginning is None else self._beginning.snapshot_id,
             "owed": self._owed,
             "notes": list(self.notes),
             "seconds": dict(self.seconds),
-            "parts": {name: part.state_dict() for name, part in self.parts().items()},
+            "parts": {name: part.state_dict() for name, part in self._parts().items()},
         }
-
-    def snapshots_in_use(self) -> set[str]:
-        """Ids of the snapshots that this run may go back to."""
-        return {s.snapshot_id for s in (self._saved, self._beginning) if s is not None}
 
     def load_host_state(self, state: Mapping[str, Any], history: Sequence[EvalMetrics]) -> None:
         """Take over a saved `host_state`; the agent and the brain are put back by the keeper.
 
         history: the evaluations up to then; the keeper has them from the run's events.
         """
-        self.history[:] = history
-        self._ties, self._told_score = state["ties"], state["told_score"]
-        self.registry.drop_after(state["sequence"])
-        snapshots = {snapshot.snapshot_id: snapshot for snapshot in self.registry.snapshots}
-        self._saved, self._beginning = (snapshots.get(state[name]) for name in ("saved", "beginning"))
-        self.notes[:] = state["notes"]
+        self.history[:], self.notes[:] = history, state["notes"]
+        self._told_score = state["told_score"]
         self.seconds.update(state["seconds"])
-        parts = self.parts()
-        for name, saved in state["parts"].items():
-            if name in parts:
-                for problem in parts[name].load_state_dict(saved) or ():
-                    self._note(problem)
+        for problem in put_back(self._parts(), state["parts"]):
+            self._note(problem)
         self.scheduler.state = self.brain.state.scheduler
         self._owed = state["owed"]
         self._retune(self.history[-1] if self.history else None)
@@ -497,16 +459,15 @@ class LoopController:
         if self._keeper is not None and self._keeper.begin():
             return
         before = dict(self.agent.get_hyperparams().params)
-        # Never the best: a score of minus infinity is below every other, and it goes when there is something better.
-        self._beginning = self.registry.save(self.agent, EvalMetrics(-math.inf, {}, 0), HyperparamSet(dict(before)))
+        self._policies.begin()
         if self._outside is None:
             self._put_in_force(before, {**before, **self.brain.hyperparams()})
 
     def _tear_down(self) -> None:
         """The best policy comes back; sources are released, also after an error."""
         try:
-            if self._saved is not None:
-                self._load(self._saved)
+            if self.best_snapshot is not None:
+                self._policies.put_back()
         finally:
             with contextlib.ExitStack() as stack:
                 for pipeline in (self.val_pipeline, self.pipeline):

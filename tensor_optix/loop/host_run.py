@@ -110,7 +110,7 @@ class HostRun:
 
     def _protect(self) -> None:
         """What the last two checkpoints go back to is not removed to make room for later policies."""
-        self._needed = [*self._needed[-1:], self.controller.snapshots_in_use()]
+        self._needed = [*self._needed[-1:], self.controller.snapshots_in_use]
         self.registry.protected = set().union(*self._needed)
 
     def _save(self, state: AutonomyState) -> None:

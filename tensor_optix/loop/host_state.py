@@ -35,6 +35,24 @@ def read_tree(directory: Path) -> Any:
     return _join(plain, load_file(directory / _ARRAYS))
 
 
+def stateful(named: Mapping[str, Any]) -> dict[str, Any]:
+    """Those that take part; one object in two places (a pipeline that is a callback too) under its first name only."""
+    parts: dict[str, Any] = {}
+    for name, part in named.items():
+        if hasattr(part, "state_dict") and not any(part is other for other in parts.values()):
+            parts[name] = part
+    return parts
+
+
+def put_back(parts: Mapping[str, Any], states: Mapping[str, Any]) -> list[str]:
+    """Give every part its state; sentences about what could not be put back exactly."""
+    problems: list[str] = []
+    for name, part in parts.items():
+        if name in states:
+            problems += part.load_state_dict(states[name]) or ()
+    return problems
+
+
 def _split(value: Any, arrays: dict[str, np.ndarray], where: str) -> Any:
     if isinstance(value, np.ndarray) and value.dtype != object:
         name = str(len(arrays))
