@@ -23,7 +23,8 @@ from tensor_optix.core.diagnostic_controller import DiagnosticController
 from tensor_optix.core.types import LoopState, PolicySnapshot
 from tensor_optix.loop.checkpoint_registry import CheckpointRegistry
 from tensor_optix.loop.events import LoopCallback
-from tensor_optix.loop.host import LoopController, check_budget
+from tensor_optix.loop.host import LoopController
+from tensor_optix.loop.host_checks import check_budget
 from tensor_optix.loop.host_result import HostResult
 from tensor_optix.loop.host_run import SAVE_EVERY_S, HostRun
 from tensor_optix.loop.run_dir import RunDir

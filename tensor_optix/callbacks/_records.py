@@ -22,10 +22,7 @@ from tensor_optix.loop.events import LoopCallback
 
 
 class RecordCallback(LoopCallback, abc.ABC):
-    """Turns the hooks of a run of one member into records. A subclass says where they go.
-
-    `loop/state` is what the hooks tell: ACTIVE until a plateau, and again from the next best or degradation.
-    """
+    """Turns the hooks of a run of one member into records. A subclass says where they go."""
 
     _window = -1  # the newest that is over
     _first: int | None = None  # the first of this run; above 0 in a run that goes on from an earlier one
@@ -52,18 +49,17 @@ class RecordCallback(LoopCallback, abc.ABC):
     def on_loop_stop(self) -> None:
         self.close()
 
+    def on_state(self, episode_id: int, state: LoopState) -> None:
+        self._state = LoopState(state)
+
     def on_episode_end(self, episode_id: int, eval_metrics: EvalMetrics | None) -> None:
         self._window = episode_id
         self._first = episode_id if self._first is None else self._first
-        if self._state == LoopState.DORMANT:
-            self._state = LoopState.ACTIVE  # somebody handled it: the run would be over otherwise
         if eval_metrics is not None:
             values = {"score/primary": float(eval_metrics.primary_score), **named("metrics", eval_metrics.metrics)}
             self._write_with_state(values)
 
     def on_improvement(self, snapshot: PolicySnapshot) -> None:
-        if self._state == LoopState.COOLING:
-            self._state = LoopState.ACTIVE
         values = {"score/best": float(snapshot.eval_metrics.primary_score), "events/improvement": 1.0}
         if not self._hyperparams_known:  # the first evaluation is a best: curves begin with the first values
             self._hyperparams_known = True
@@ -71,15 +67,12 @@ class RecordCallback(LoopCallback, abc.ABC):
         self._write_with_state(values)
 
     def on_plateau(self, episode_id: int, state: LoopState) -> None:
-        self._state = LoopState(state)
         self._write_with_state({"events/plateau": 1.0})
 
     def on_dormant(self, episode_id: int) -> None:
-        self._state = LoopState.DORMANT
         self._write_with_state({"events/convergence": 1.0})
 
     def on_degradation(self, episode_id: int, eval_metrics: EvalMetrics) -> None:
-        self._state = LoopState.ACTIVE
         self._write_with_state({"score/at_degradation": float(eval_metrics.primary_score), "events/degradation": 1.0})
 
     def on_hyperparam_update(self, old_params: dict[str, Any], new_params: dict[str, Any]) -> None:

@@ -20,7 +20,8 @@ class JSONLCallback(LoopCallback):
     """Appends a run's events to `path`, which `tensor_optix.loop.event_log.read_events` reads back.
 
     Every row has `event` and `t` (seconds since the run began); all but "start" and "stop" have `window`:
-    "episode" (`score`, `metrics`; windows that were not evaluated have no row), "improvement" (`score`, `snapshot_id`),
+    "state" (`state`), "episode" (`score`, `metrics`; windows that were not evaluated have no row), "improvement"
+    (`score`, `snapshot_id`),
     "plateau" (`state`), "dormant", "degradation" (`score`) and "hyperparams" (`old`, `new`; `window` is the first they
     are in force in). Numbers that are not finite are null. A file that exists is carried on; a full disk costs rows,
     never the run.
@@ -48,6 +49,9 @@ class JSONLCallback(LoopCallback):
         with contextlib.suppress(OSError):
             self._log.sync()
         self._log.close()
+
+    def on_state(self, episode_id: int, state: LoopState) -> None:
+        self._append("state", {"window": episode_id, "state": LoopState(state).name.lower()})
 
     def on_episode_end(self, episode_id: int, eval_metrics: EvalMetrics | None) -> None:
         self._window = episode_id

@@ -10,7 +10,7 @@ import functools
 import logging
 import math
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -36,6 +36,9 @@ class LoopCallback:
 
     def on_episode_end(self, episode_id: int, eval_metrics: EvalMetrics | None) -> None:
         """A window is over; `eval_metrics` is None when it was not evaluated."""
+
+    def on_state(self, episode_id: int, state: LoopState) -> None:
+        """After this window the loop is in this state. A window's first hook, called at the first and at changes."""
 
     def on_improvement(self, snapshot: PolicySnapshot) -> None:
         """This policy is the best so far. In compiled runs `snapshot.weights_path` is "": it is still on the device."""
@@ -174,6 +177,7 @@ class CallbackList:
         self.failures: list[CallbackFailure] = []
         self._failure_of: dict[int, CallbackFailure] = {}  # position in `callbacks` -> its failure
         self._hyperparams: dict[int, dict[str, Any]] = {}  # member -> those of its last replayed window
+        self._states: dict[int, LoopState] = {}  # member -> the state last told
 
     def call(self, hook: str, *args: Any) -> None:
         """Call `hook` of every callback that has it."""
@@ -184,6 +188,12 @@ class CallbackList:
                 getattr(callback, hook)(*args)
             except Exception as error:
                 self._failed(position, hook, error)
+
+    def tell_state(self, window: int, state: LoopState, member: int = 0) -> None:
+        """Call `on_state` unless this is the member's state that was told last."""
+        if self._states.get(member) != state:
+            self._states[member] = state
+            self.call("on_state", window, state)
 
     def listens(self, hook: str) -> bool:
         """True if any callback does something on `hook`."""
@@ -215,7 +225,9 @@ class CallbackList:
         windows = report.windows()
         told = report.active if self.listens("on_episode_end") else (report.events != 0)
         if self.listens("on_hyperparam_update"):
-            told = told | _hyperparams_may_change(report)
+            told = told | _may_change(report, report.hyperparams.values())
+        if self.listens("on_state"):
+            told = told | _may_change(report, [report.state])
         row, column = report.rows(told)
         for k, m in zip(row.tolist(), column.tolist(), strict=True):
             self._replay_window(report, k, m, int(windows[k, m]))
@@ -228,6 +240,7 @@ class CallbackList:
         self._hyperparams[member] = hyperparams
         if before != hyperparams:
             self.call("on_hyperparam_update", dict(before), dict(hyperparams))
+        self.tell_state(window, LoopState(report.state[k, m]), member)
         metrics = _eval_metrics(report, k, m, window)
         self.call("on_episode_end", window, metrics if report.evaluated[k, m] else None)
         if events & Event.BEST:
@@ -257,11 +270,11 @@ def _listens(callback: Any, hook: str) -> bool:
     return callable(method) and getattr(method, "__func__", None) is not getattr(LoopCallback, hook)
 
 
-def _hyperparams_may_change(report: ChunkReport) -> np.ndarray:
-    """[K, M] bool: rows whose hyperparameters differ from the row before, or that have none before in this chunk."""
+def _may_change(report: ChunkReport, columns: Iterable[np.ndarray]) -> np.ndarray:
+    """[K, M] bool: rows where one of the columns differs from the row before, or with none before in this chunk."""
     may = report.active.copy()
     may[1:] &= ~report.active[:-1]
-    for values in report.hyperparams.values():
+    for values in columns:
         may[1:] |= values[1:] != values[:-1]
     return may
 

@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import jax
-import numpy as np
 
 from tensor_optix.core.autonomy import NO_LIMIT, AutonomyConfig, AutonomyState
 from tensor_optix.core.backoff_shell import HOST_DEFAULT, BackoffScheduler
@@ -28,19 +27,22 @@ from tensor_optix.core.types import (
     EpisodeData,
     EvalMetrics,
     Event,
-    HyperparamSet,
     LoopState,
     PolicySnapshot,
     StopReason,
 )
+from tensor_optix.loop.agent_numbers import all_finite, diagnostics_of, numeric
 from tensor_optix.loop.best_policy import BestPolicy
 from tensor_optix.loop.checkpoint_registry import CheckpointRegistry
 from tensor_optix.loop.collection import Collection
 from tensor_optix.loop.episode_returns import EpisodeEvaluator
-from tensor_optix.loop.events import CallbackList, LoopCallback
+from tensor_optix.loop.events import CallbackList
 from tensor_optix.loop.host_brain import HostBrain, Verdict
+from tensor_optix.loop.host_checks import check_arguments
 from tensor_optix.loop.host_result import HostResult, closing_notes
 from tensor_optix.loop.host_state import put_back, stateful
+from tensor_optix.loop.hyperparams import Hyperparams
+from tensor_optix.loop.judging import Judge, smoothed
 from tensor_optix.loop.signals import asking_on_signals
 from tensor_optix.loop.verbose import VerboseLog
 
@@ -115,17 +117,8 @@ class LoopController:
         seed: int = 0,
         keeper: Keeper | None = None,
     ) -> None:
-        if pipeline is None:
-            raise TypeError("LoopController got no pipeline: give pipeline=..., for example a BatchPipeline")
-        if not callable(getattr(pipeline, "episodes", None)):
-            raise TypeError(f"pipeline must be a BasePipeline, got {pipeline!r}: wrap an environment in BatchPipeline")
-        if isinstance(callbacks, LoopCallback) or not isinstance(callbacks, Sequence | None):
-            raise TypeError(f"callbacks must be a list of callbacks, got {callbacks!r}")
-        check_budget(max_episodes)
-        if score_smoothing < 1:
-            raise ValueError(f"score_smoothing must be at least 1 evaluation, got {score_smoothing}")
-        if checkpoint_registry is not None and checkpoint_registry.max_snapshots < 2:  # the best, and one being tried
-            raise ValueError(f"max_snapshots must be at least 2 for a run, got {checkpoint_registry.max_snapshots}")
+        check_arguments(pipeline, callbacks, max_episodes, score_smoothing, checkpoint_registry)
+        assert pipeline is not None
         self.agent, self.pipeline, self.val_pipeline = agent, pipeline, val_pipeline
         self.evaluator = evaluator if evaluator is not None else EpisodeEvaluator()
         self.optimizer = optimizer
@@ -138,15 +131,14 @@ class LoopController:
                 self.scheduler.config, min_consecutive_degradations=min_consecutive_degradations
             )
         self.callbacks = CallbackList(callbacks or ())
-        self.checkpoint_score_fn, self.diagnostic_controller = checkpoint_score_fn, diagnostic_controller
-        self.score_smoothing = score_smoothing
+        self.diagnostic_controller, self.score_smoothing = diagnostic_controller, score_smoothing
+        self._judge = Judge(agent, self.evaluator, val_pipeline, checkpoint_score_fn)
         self.cv_threshold, self.gap_threshold = cv_threshold, gap_threshold
         self._verbose = VerboseLog(verbose, verbose_log_file)
         self._keeper = keeper
-        self._told_score: float | None = None  # the newest smoothed score
         self._collection = Collection()
-        self._owed: int | None = None  # events of a window whose hyperparameters for the next are not in force yet
         self._kept = False  # the keeper has what it needs to go on from the end
+        self._newest: tuple[EpisodeData, dict[str, Any]] | None = None  # window and what learning from it reported
         self._whole = False  # agent, brain and history belong to the same instant
         self.seconds = dict.fromkeys(("collect", "learn", "evaluate", "total"), 0.0)
         self.history: list[EvalMetrics] = []
@@ -154,12 +146,10 @@ class LoopController:
         self.result: HostResult | None = None
         self._stop_asked = False
         self._policies = BestPolicy(agent, self.registry, self._note)
-        self._val_windows: Any = None
 
         tuner = getattr(optimizer, "tuner", None)  # a pure tuner runs inside the brain, another beside it
         params = agent.get_hyperparams().params
         space = with_integers(optimizer.space, params) if tuner is not None else SearchSpace()  # type: ignore[union-attr]
-        self._outside = optimizer if tuner is None else None
         config = AutonomyConfig(
             scheduler=self.scheduler.config,
             tuner=tuner if space.dim else None,
@@ -170,12 +160,14 @@ class LoopController:
         )
         self.brain = HostBrain(
             config,
-            _numeric(params),
+            numeric(params),
             jax.random.key(seed),
             NO_LIMIT if max_episodes is None else max_episodes,
             math.inf if target_score is None else float(target_score),
         )
         self.scheduler.state = self.brain.state.scheduler
+        self._outside = optimizer if tuner is None else None
+        self._hyperparams = Hyperparams(agent, self.brain, self._outside, self.callbacks)
 
     @property
     def state(self) -> LoopState:
@@ -212,6 +204,8 @@ class LoopController:
                     pass
             if self._keeper is not None and self._whole and not self._kept:
                 self._keeper.end(self.brain.state)
+            if self._whole and reason in (StopReason.INTERRUPTED, StopReason.EXHAUSTED):
+                self._judge_early_end()
         finally:
             try:
                 self._tear_down()
@@ -271,79 +265,63 @@ class LoopController:
         """Learn from a window and do what the brain says; why to stop, or RUNNING."""
         window = self.brain.window
         began = time.perf_counter()
-        diagnostics = _diagnostics(self.agent.learn(data))
+        self._newest = None  # while learning goes on
+        diagnostics = diagnostics_of(self.agent.learn(data))
         self.seconds["learn"] += time.perf_counter() - began
         if self.diagnostic_controller is not None:
-            before = dict(self.agent.get_hyperparams().params)
-            self.diagnostic_controller.step(window, self.agent, diagnostics)
-            self._adopt(before)
+            with self._hyperparams.others_may_change():
+                self.diagnostic_controller.step(window, self.agent, diagnostics)
         self.evaluator.observe(data)
-        metrics = self._evaluate(data, diagnostics, window) if self.brain.scheduled else None
-        finite = _all_finite(diagnostics)
+        metrics = self._judged(data, diagnostics, window, patient=True) if self.brain.scheduled else None
+        finite = all_finite(diagnostics)
+        self._newest = (data, diagnostics) if finite else None
         if metrics is None and self.brain.last:  # the budget's last policy is judged in any case
             if self._keeper is not None and finite:  # a run that goes on with a larger budget would not have judged it
                 self._keeper.end(self.brain.unjudged())
                 self._kept = True
-            metrics = self._evaluate(data, diagnostics, window, patient=False)
-        verdict = self.brain.finish_window(self._told(metrics), finite)
+            metrics = self._judged(data, diagnostics, window, patient=False)
+        verdict = self.brain.finish_window(None if metrics is None else self._score, finite)
         self.scheduler.state = self.brain.state.scheduler
         if verdict.save_best and metrics is not None:
             self._policies.keep(metrics, window, is_tie=Event.BEST not in verdict.events)
-        before = dict(self.agent.get_hyperparams().params)
-        self._tell(verdict, metrics, window)
-        self._adopt(before)
+        with self._hyperparams.others_may_change():
+            self._tell(verdict, metrics, window)
         if verdict.rollback:
             self._roll_back(verdict.reset_envs)
         stop = self.brain.stop_reason  # after the callbacks: one of them may have handled a DORMANT
-        self._owed = None if metrics is None and not verdict.rollback else int(verdict.events)
+        if metrics is not None or verdict.rollback:
+            self._hyperparams.owe(verdict.events, metrics is not None)
         if stop == StopReason.RUNNING:
-            self._retune(metrics)
+            self._hyperparams.next(self.history)
         return StopReason.INTERRUPTED if stop == StopReason.RUNNING and self._stop_asked else stop
 
-    def _adopt(self, before: Mapping[str, Any]) -> None:
-        """A rule or a callback may have put other hyperparameters in force: the brain goes on from those."""
-        after = dict(self.agent.get_hyperparams().params)
-        changed = {name: value for name, value in _numeric(after).items() if before.get(name) != after[name]}
-        if changed:
-            self.brain.override(changed)
-            self.callbacks.call("on_hyperparam_update", dict(before), after)
-
-    def _evaluate(
-        self, data: EpisodeData, diagnostics: dict[str, Any], window: int, patient: bool = True
-    ) -> EvalMetrics | None:
+    def _judged(self, data: EpisodeData, diagnostics: dict[str, Any], window: int, patient: bool) -> EvalMetrics | None:
         began = time.perf_counter()
-        if isinstance(self.evaluator, EpisodeEvaluator):
-            self.evaluator.patient = patient and self.val_pipeline is None and self.checkpoint_score_fn is None
-        metrics = self.evaluator.score(data, diagnostics)
-        if self.val_pipeline is not None and metrics is not None:
-            validation = self._validate()
-            metrics = None if validation is None else self.evaluator.combine(metrics, validation)
-        if self.checkpoint_score_fn is not None:
-            score = float(self.checkpoint_score_fn(self.agent))
-            metrics = EvalMetrics(score, {**(metrics.metrics if metrics else {}), "checkpoint_score": score}, window)
-        if self.val_pipeline is not None or self.checkpoint_score_fn is not None:
-            reset_cache = getattr(self.agent, "reset_cache", None)  # acting there must not look like experience
-            if reset_cache is not None:
-                reset_cache()
+        metrics = self._judge.metrics(data, diagnostics, window, patient)
         self.seconds["evaluate"] += time.perf_counter() - began
+        if metrics is not None:
+            self.history.append(metrics)
         return metrics
 
-    def _validate(self) -> EvalMetrics | None:
-        if self._val_windows is None:
-            self._val_windows = iter(self.val_pipeline.episodes())  # type: ignore[union-attr]
-        window = next(self._val_windows, None)
-        return None if window is None else self.evaluator.score_validation(window)
+    def _judge_early_end(self) -> None:
+        """A run that ends before its first score was due keeps its last policy, by what there is to judge it by.
 
-    def _told(self, metrics: EvalMetrics | None) -> float | None:
-        if metrics is None:
-            return None
-        metrics.primary_score = float(metrics.primary_score)
-        self.history.append(metrics)
-        newest = [m.primary_score for m in self.history[-self.score_smoothing :]]
-        if not math.isfinite(newest[-1]):
-            return newest[-1]  # a fault now; in later means it has no part
-        self._told_score = float(np.mean([score for score in newest if math.isfinite(score)]))
-        return self._told_score
+        Neither the brain nor what the keeper kept knows of it: a run that goes on waits for its first score.
+        """
+        if self.history or self._newest is None:
+            return
+        window = self.brain.window - 1
+        metrics = self._judged(*self._newest, window, patient=False)
+        if metrics is None or not math.isfinite(metrics.primary_score):
+            return
+        self._policies.keep(metrics, window, is_tie=False)
+        if self.best_snapshot is not None:
+            self.callbacks.call("on_improvement", self.best_snapshot)
+
+    @property
+    def _score(self) -> float:
+        """What the brain is told of the newest evaluation."""
+        return smoothed(self.history, self.score_smoothing)
 
     # -- obeying -------------------------------------------------------------------------------------------
 
@@ -368,7 +346,8 @@ class LoopController:
         """Callbacks in the order in which a compiled run tells them."""
         call, events = self.callbacks.call, verdict.events
         if metrics is not None:
-            self._verbose.line(window, metrics.primary_score, self._told_score, self.state, self.brain.interval, events)
+            self._verbose.line(window, metrics.primary_score, self._score, self.state, self.brain.interval, events)
+        self.callbacks.tell_state(window, self.state)
         call("on_episode_end", window, metrics)
         if Event.BEST in events and self.best_snapshot is not None:
             call("on_improvement", self.best_snapshot)
@@ -378,28 +357,6 @@ class LoopController:
             call("on_dormant", window)
         if Event.DEGRADED in events and metrics is not None:
             call("on_degradation", window, metrics)
-
-    def _retune(self, metrics: EvalMetrics | None) -> None:
-        """Put the next hyperparameters in force: the brain's, or those of a tuner outside it."""
-        if self._owed is None:
-            return
-        events, self._owed = Event(self._owed), None
-        before = dict(self.agent.get_hyperparams().params)
-        if self._outside is None:
-            after = {**before, **self.brain.hyperparams()}
-        else:
-            if metrics is not None and Event.IMPROVING in events:
-                self._outside.on_improvement(metrics)
-            if metrics is not None and self.state in (LoopState.COOLING, LoopState.DORMANT):
-                self._outside.on_plateau(self.history)
-            after = dict(self._outside.suggest(HyperparamSet(before, self.brain.window), self.history).params)
-        self._put_in_force(before, after)
-
-    def _put_in_force(self, before: Mapping[str, Any], after: dict[str, Any]) -> None:
-        if after == before:
-            return
-        self.agent.set_hyperparams(HyperparamSet(dict(after), self.brain.window))
-        self.callbacks.call("on_hyperparam_update", dict(before), dict(after))
 
     # -- what a keeper keeps -------------------------------------------------------------------------------
 
@@ -424,8 +381,7 @@ class LoopController:
     def host_state(self) -> dict[str, Any]:
         """All but the brain's arrays, the agent and the history; plain values and NumPy arrays."""
         return {
-            "told_score": self._told_score,
-            "owed": self._owed,
+            "owed": self._hyperparams.owed,
             "notes": list(self.notes),
             "seconds": dict(self.seconds),
             "parts": {name: part.state_dict() for name, part in self._parts().items()},
@@ -437,13 +393,12 @@ class LoopController:
         history: the evaluations up to then; the keeper has them from the run's events.
         """
         self.history[:], self.notes[:] = history, state["notes"]
-        self._told_score = state["told_score"]
         self.seconds.update(state["seconds"])
         for problem in put_back(self._parts(), state["parts"]):
             self._note(problem)
         self.scheduler.state = self.brain.state.scheduler
-        self._owed = state["owed"]
-        self._retune(self.history[-1] if self.history else None)
+        self._hyperparams.owed = None if state["owed"] is None else tuple(state["owed"])
+        self._hyperparams.next(self.history)
 
     # -- start and end -------------------------------------------------------------------------------------
 
@@ -458,10 +413,8 @@ class LoopController:
         self.callbacks.call("on_loop_start")
         if self._keeper is not None and self._keeper.begin():
             return
-        before = dict(self.agent.get_hyperparams().params)
         self._policies.begin()
-        if self._outside is None:
-            self._put_in_force(before, {**before, **self.brain.hyperparams()})
+        self._hyperparams.begin()
 
     def _tear_down(self) -> None:
         """The best policy comes back; sources are released, also after an error."""
@@ -473,32 +426,3 @@ class LoopController:
                 for pipeline in (self.val_pipeline, self.pipeline):
                     if pipeline is not None:
                         stack.callback(pipeline.teardown)
-
-
-def check_budget(max_episodes: int | None) -> None:
-    """TypeError or ValueError unless it is a number of windows, or None."""
-    if max_episodes is None:
-        return
-    if isinstance(max_episodes, bool) or not isinstance(max_episodes, int | np.integer):
-        raise TypeError(f"max_episodes must be a whole number of windows, got {max_episodes!r}")
-    if max_episodes < 1:
-        raise ValueError(f"max_episodes must be at least 1 window, got {max_episodes}")
-
-
-def _diagnostics(learned: Any) -> dict[str, Any]:
-    if learned is None:
-        return {}
-    if not isinstance(learned, Mapping):
-        raise TypeError(f"agent.learn must return a mapping of names to numbers, or None; got {learned!r}")
-    return dict(learned)
-
-
-def _numeric(params: Mapping[str, Any]) -> dict[str, float]:
-    """Those that are numbers, and not flags."""
-    return {
-        k: float(v) for k, v in params.items() if isinstance(v, int | float | np.number) and not isinstance(v, bool)
-    }
-
-
-def _all_finite(diagnostics: Mapping[str, Any]) -> bool:
-    return all(math.isfinite(value) for value in _numeric(diagnostics).values())

@@ -18,17 +18,15 @@ class VerboseLog:
         self._verbose = verbose
         self._path = None if path is None else Path(path)
 
-    def line(
-        self, window: int, raw: float, smoothed: float | None, state: LoopState, interval: int, events: Event
-    ) -> None:
+    def line(self, window: int, raw: float, smoothed: float, state: LoopState, interval: int, events: Event) -> None:
         """Tell one evaluation; scores in score units, the interval in windows."""
         if not self._verbose and self._path is None:
             return
-        mean = "       -" if smoothed is None else f"{smoothed:8.1f}"
         told = ", ".join(
             str(event.name).lower().replace("_", "-") for event in Event if event and event & events & _TOLD
         )
-        text = f"  [loop] ep={window:4d}  raw={raw:8.1f}  smoothed={mean}  state={state.name}  interval={interval}"
+        text = f"  [loop] ep={window:4d}  raw={raw:8.1f}  smoothed={smoothed:8.1f}"
+        text += f"  state={state.name}  interval={interval}"
         text += f"  <- {told}" if told else ""
         if self._verbose:
             print(text, flush=True)

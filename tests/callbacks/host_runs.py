@@ -18,8 +18,8 @@ from tensor_optix.loop.events import LoopCallback
 from tensor_optix.loop.host import HostResult, LoopController
 
 HOOKS = (
-    "on_loop_start", "on_loop_stop", "on_episode_end", "on_improvement", "on_plateau", "on_dormant", "on_degradation",
-    "on_hyperparam_update",
+    "on_loop_start", "on_loop_stop", "on_state", "on_episode_end", "on_improvement", "on_plateau", "on_dormant",
+    "on_degradation", "on_hyperparam_update",
 )  # fmt: skip
 NO_NUMBERS = {"unit"}  # metrics that charts leave out
 
@@ -125,22 +125,27 @@ def host_run(directory: Path, *callbacks: Any, told: list[float] | None = None) 
 
 
 def expected_curves(calls: Calls) -> dict[str, list[tuple[int, float]]]:
-    """Tag -> [(step, value)] in order, for all but `loop/state`."""
+    """Tag -> [(step, value)] in order."""
     curves: dict[str, list[tuple[int, float]]] = {}
 
     def add(tag: str, step: int, value: float) -> None:
         curves.setdefault(tag, []).append((step, float(value)))
 
-    window, first_best = -1, True
+    window, state, first_best = -1, None, True
     for hook, args in calls.calls:
-        if hook == "on_episode_end":
+        if hook == "on_state":
+            assert args[1] != state
+            state = args[1]
+        elif hook == "on_episode_end":
             window, metrics = args
             if metrics is not None:
+                add("loop/state", window, state)
                 add("score/primary", window, metrics.primary_score)
                 for name in set(metrics.metrics) - NO_NUMBERS:
                     add(f"metrics/{name}", window, metrics.metrics[name])
         elif hook == "on_improvement":
             add("score/best", window, args[0].eval_metrics.primary_score)
+            add("loop/state", window, state)
             add("events/improvement", window, 1)
             if first_best:
                 for name in ("learning_rate", "gamma", "layers"):
@@ -152,15 +157,17 @@ def expected_curves(calls: Calls) -> dict[str, list[tuple[int, float]]]:
             add("spsa/step_magnitude", window + 1, 0.5)
         elif hook == "on_degradation":
             add("score/at_degradation", window, args[1].primary_score)
+            add("loop/state", window, state)
             add("events/degradation", window, 1)
         elif hook in ("on_plateau", "on_dormant"):
             add("events/plateau" if hook == "on_plateau" else "events/convergence", window, 1)
+            add("loop/state", window, state)
     return curves
 
 
 def assert_same_curves(found: dict[str, list[tuple[int, float]]], expected: dict[str, list[tuple[int, float]]]) -> None:
-    """The same tags, steps and values (float32), but for `loop/state`."""
-    assert found.keys() - {"loop/state"} == expected.keys()
+    """The same tags, steps and values (float32)."""
+    assert found.keys() == expected.keys()
     for tag, points in expected.items():
         assert [step for step, _ in found[tag]] == [step for step, _ in points], tag
         np.testing.assert_allclose([v for _, v in found[tag]], [v for _, v in points], rtol=1e-6, err_msg=tag)

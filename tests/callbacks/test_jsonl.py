@@ -19,7 +19,8 @@ def test_every_call_of_a_run_has_its_row_in_order(tmp_path):
     _, calls = host_run(tmp_path / "checkpoints", JSONLCallback(path))
     rows = read_events(path)
     names = {
-        "on_loop_start": "start", "on_loop_stop": "stop", "on_episode_end": "episode", "on_improvement": "improvement",
+        "on_loop_start": "start", "on_loop_stop": "stop", "on_state": "state",
+        "on_episode_end": "episode", "on_improvement": "improvement",
         "on_plateau": "plateau", "on_dormant": "dormant", "on_degradation": "degradation",
         "on_hyperparam_update": "hyperparams",
     }  # fmt: skip
@@ -41,6 +42,8 @@ def test_every_call_of_a_run_has_its_row_in_order(tmp_path):
             assert (row["window"], row["score"]) == (window, metrics.primary_score)
         elif hook == "on_plateau":
             assert (row["window"], row["state"]) == (window, "cooling")
+        elif hook == "on_state":
+            assert (row["window"], row["state"]) == (args[0], args[1].name.lower())
         elif hook == "on_hyperparam_update":
             assert (row["window"], row["old"], row["new"]) == (window + 1, *args)
 

@@ -48,22 +48,25 @@ def test_state_goes_with_the_hooks():
     best = PolicySnapshot("a", metrics, HyperparamSet({}), "", 0)
     kept.on_loop_start()
     kept.on_episode_end(0, metrics)
-    kept.on_plateau(0, LoopState.COOLING)
+    kept.on_state(1, LoopState.COOLING)
     kept.on_episode_end(1, metrics)
-    kept.on_improvement(best)
-    kept.on_dormant(1)
-    kept.on_episode_end(2, metrics)  # somebody handled it
-    kept.on_plateau(2, LoopState.COOLING)
-    kept.on_degradation(2, metrics)
+    kept.on_plateau(1, LoopState.COOLING)
+    kept.on_improvement(best)  # too small for the scheduler to count
+    kept.on_state(2, LoopState.DORMANT)
+    kept.on_episode_end(2, metrics)
+    kept.on_dormant(2)
+    kept.on_state(3, LoopState.ACTIVE)  # somebody handled it
+    kept.on_episode_end(3, metrics)
+    kept.on_degradation(3, metrics)
     codes = [int(value) for _, value in kept.curves["loop/state"]]
-    assert codes == [0, 1, 1, 0, 2, 0, 1, 0]
+    assert codes == [0, 1, 1, 1, 2, 2, 0, 0]
 
 
 def test_a_second_run_begins_anew_and_a_state_goes_on():
     kept, metrics = Kept(), EvalMetrics(1.0, {}, 0)
     kept.on_loop_start()
+    kept.on_state(7, LoopState.COOLING)
     kept.on_episode_end(7, metrics)
-    kept.on_plateau(7, LoopState.COOLING)
     state = kept.state_dict()
     kept.on_loop_start()
     kept.on_hyperparam_update({"a": 1.0}, {"a": 2.0})

@@ -58,6 +58,7 @@ def test_panel_shows_what_happened(panel):
     window(panel, 10)
     window(panel, 11, 7.25)
     panel.on_hyperparam_update({"learning_rate": 0.01, "gamma": 0.99}, {"learning_rate": 0.02, "gamma": 0.99})
+    panel.on_state(11, LoopState.COOLING)
     panel.on_plateau(11, LoopState.COOLING)
     panel.on_degradation(11, EvalMetrics(7.25, {}, 11))
     panel.on_plateau(11, LoopState.COOLING)
@@ -137,6 +138,7 @@ def test_without_a_terminal_lines_come_at_changes_of_state_and_every_ten_seconds
     now[0] += 6.0
     window(shown, 100, 3.0)
     assert len(lines()) == 2
+    shown.on_state(100, LoopState.COOLING)
     shown.on_plateau(100, LoopState.COOLING)
     assert len(lines()) == 3
     assert "cooling, window 100; score 3.00, best 99.00; 100 improvements, 1 plateau; " in lines()[-1]
@@ -173,6 +175,7 @@ def test_a_resumed_run_shows_what_went_before():
     for i in range(3):
         window(first, i, float(i), best=True, lr=0.5)
     window(first, 3, math.nan)
+    first.on_state(3, LoopState.COOLING)
     first.on_plateau(3, LoopState.COOLING)
     second.on_loop_start()
     second.load_state_dict(json.loads(json_bytes(first.state_dict())))

@@ -70,6 +70,9 @@ class Recorder(LoopCallback):
         seen = None if eval_metrics is None else (eval_metrics.metrics["member"], eval_metrics.primary_score)
         self.calls.append(("episode", episode_id, seen))
 
+    def on_state(self, episode_id: int, state: LoopState) -> None:
+        self.calls.append(("state", episode_id, state))
+
     def on_improvement(self, snapshot: Any) -> None:
         self.calls.append(("best", snapshot.snapshot_id, snapshot.hyperparams.params))
 
@@ -103,9 +106,13 @@ def test_windows_come_in_order_then_members_and_frozen_rows_are_silent() -> None
     )
     recorder = Recorder()
     replay(report, [recorder])
+    active_state = LoopState.ACTIVE
     assert recorder.calls == [
+        ("state", 7, active_state),
         ("episode", 7, (0, 1.0)),
+        ("state", 7, active_state),
         ("episode", 7, (1, 2.0)),
+        ("state", 7, active_state),
         ("episode", 7, (2, 0.0)),
         ("episode", 8, (1, 12.0)),
         ("episode", 8, (2, 10.0)),
@@ -123,6 +130,20 @@ def test_lane_order_does_not_matter() -> None:
         assert first.calls == second.calls
 
 
+def test_state_is_told_at_the_first_window_and_at_each_change_also_across_chunks() -> None:
+    codes = np.array([[0, 1], [0, 1], [1, 0], [1, 2]], np.int32)  # windows, members
+    told: list[tuple[int, int]] = []
+
+    class States(LoopCallback):
+        def on_state(self, episode_id: int, state: LoopState) -> None:
+            told.append((episode_id, int(state)))
+
+    callbacks = CallbackList([States()])
+    for first in (0, 2):
+        callbacks.replay(make_report(2, 2, first_window=np.full(2, first), state=codes[first : first + 2]))
+    assert told == [(0, 0), (0, 1), (2, 1), (2, 0), (3, 2)]
+
+
 def test_each_event_bit_calls_its_hook() -> None:
     bits = Event.BEST | Event.PLATEAU | Event.DORMANT | Event.DEGRADED
     report = make_report(
@@ -137,6 +158,7 @@ def test_each_event_bit_calls_its_hook() -> None:
     recorder = Recorder()
     replay(report, [recorder])
     assert recorder.calls == [
+        ("state", 4, LoopState.COOLING),
         ("episode", 4, (0, 3.5)),
         ("best", "member0-window4", {"lr": 0.001}),
         ("plateau", 4, LoopState.COOLING),

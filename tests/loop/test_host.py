@@ -410,6 +410,30 @@ class TestEvaluation:
         assert windows(lambda i: 1) == [9, 19, 29]
         assert windows(lambda i: int(i % 10 == 0)) == [9, 19, 29]
 
+    @pytest.mark.parametrize("ends", ["stop", "exhausted"])
+    def test_a_run_that_ends_before_its_first_score_keeps_its_last_policy(self, tmp_path, ends):
+        class Stops(LoopCallback):
+            kept = ()
+
+            def on_episode_end(self, episode_id, eval_metrics):
+                if ends == "stop" and episode_id == 3:
+                    loop.stop()
+
+            def on_improvement(self, snapshot):
+                self.kept = (*self.kept, snapshot.snapshot_id)
+
+        agent, stops = Plain(), Stops()
+        source = Source(lambda i: window_of([float(i)], ends=(0,), episode_id=i), count=4)
+        loop = LoopController(
+            agent, pipeline=source, checkpoint_registry=CheckpointRegistry(tmp_path), callbacks=[stops]
+        )
+        result = loop.run()
+        assert result.stop_reason.label == ("interrupted" if ends == "stop" else "exhausted")
+        assert result.best_snapshot.eval_metrics.primary_score == 1.5
+        assert [(m.primary_score, m.metrics["episodes"]) for m in result.history] == [(1.5, 4)]
+        assert stops.kept == (result.best_snapshot.snapshot_id,)
+        assert agent.weight == 4.0
+
     def test_episodes_between_evaluations_count_too(self, tmp_path):
         source = Source(lambda i: window_of([float(i)], ends=(0,), episode_id=i))
         scheduler = BackoffScheduler(base_interval=3, max_interval_episodes=3)
