@@ -9,12 +9,11 @@ Public names are resolved on first use: importing the package loads no framework
 
 from __future__ import annotations
 
-import importlib
-from typing import Any
+from tensor_optix._lazy import resolver
 
 __version__ = "2.0.0.dev0"
 
-# name -> module that defines it; the one place where the public surface is listed
+# name -> module that defines it, or module:name; the one place where the public surface is listed
 _PUBLIC = {
     # the compiled run
     "train": "tensor_optix.training",
@@ -64,7 +63,9 @@ _PUBLIC = {
     "RichDashboardCallback": "tensor_optix.callbacks",
     "TensorBoardCallback": "tensor_optix.callbacks",
     "WandbCallback": "tensor_optix.callbacks",
-    # environments
+    # environments and devices
+    "make_env": "tensor_optix.envs:make",
+    "start_runtime": "tensor_optix.loop.runtime:start",
     "check_environment": "tensor_optix.envs.checker",
     # contracts and data
     "BaseAgent": "tensor_optix.core.base_agent",
@@ -90,21 +91,11 @@ _PUBLIC = {
     "ObsNormalizer": "tensor_optix.core.normalizers",
     "RewardNormalizer": "tensor_optix.core.normalizers",
 }
-_RENAMED = {"start_runtime": ("tensor_optix.loop.runtime", "start"), "make_env": ("tensor_optix.envs", "make")}
 
-__all__ = sorted({*_PUBLIC, *_RENAMED, "__version__"})
+__all__ = sorted({*_PUBLIC, "__version__"})
 
 
-def __getattr__(name: str) -> Any:
-    if name in _RENAMED:
-        module, attribute = _RENAMED[name]
-    elif name in _PUBLIC:
-        module, attribute = _PUBLIC[name], name
-    else:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(module), attribute)
-    globals()[name] = value
-    return value
+__getattr__ = resolver(__name__, _PUBLIC)
 
 
 def __dir__() -> list[str]:

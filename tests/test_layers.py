@@ -9,7 +9,7 @@ ROOT = Path(tensor_optix.__file__).parent
 
 # From the ground up. A file may import from its own layer and from those below.
 LAYERS = [
-    {"core"},
+    {"_lazy", "core"},
     {"optimizers"},
     {"envs"},
     {"networks"},

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from tensor_optix.core.backoff_shell import BackoffScheduler
-from tensor_optix.core.base_agent import BaseAgent
 from tensor_optix.core.base_optimizer import BaseOptimizer
-from tensor_optix.core.base_pipeline import BasePipeline
-from tensor_optix.core.types import EpisodeData, HyperparamSet
+from tensor_optix.core.types import HyperparamSet
 from tensor_optix.loop.checkpoint_registry import CheckpointRegistry
 from tensor_optix.loop.events import LoopCallback
 from tensor_optix.loop.host import HostResult, LoopController
+from tests.host_parts import Plain, Source
 
 HOOKS = (
     "on_loop_start", "on_loop_stop", "on_state", "on_episode_end", "on_improvement", "on_plateau", "on_dormant",
@@ -24,44 +22,15 @@ HOOKS = (
 NO_NUMBERS = {"unit"}  # metrics that charts leave out
 
 
-class Counter(BaseAgent):
+class Counter(Plain):
     """Its weights are a count of windows."""
 
     def __init__(self):
-        self.weight, self.params = 0.0, {"learning_rate": 0.1, "gamma": 0.99, "layers": 3, "kind": "plain"}
-
-    def act(self, observation):
-        return 0
+        super().__init__(learning_rate=0.1, gamma=0.99, layers=3, kind="plain")
 
     def learn(self, episode_data):
-        self.weight += 1.0
+        super().learn(episode_data)
         return {"loss": np.float32(1 / self.weight)}
-
-    def get_hyperparams(self):
-        return HyperparamSet(dict(self.params))
-
-    def set_hyperparams(self, hyperparams):
-        self.params = dict(hyperparams.params)
-
-    def save_weights(self, path):
-        Path(path).write_text(json.dumps(self.weight))
-
-    def load_weights(self, path):
-        self.weight = json.loads(Path(path).read_text())
-
-
-class Ones(BasePipeline):
-    """Windows of one step."""
-
-    def setup(self):
-        pass
-
-    def episodes(self):
-        for i in range(10_000):
-            yield EpisodeData(np.zeros((1, 1)), np.zeros(1), [1.0], [True], [False], [{}], i)
-
-    def teardown(self):
-        pass
 
 
 class Halver(BaseOptimizer):
@@ -111,7 +80,7 @@ def host_run(directory: Path, *callbacks: Any, told: list[float] | None = None) 
     calls, given = Calls(), iter(scores() if told is None else told)
     controller = LoopController(
         Counter(),
-        pipeline=Ones(),
+        pipeline=Source(),
         optimizer=Halver(),
         checkpoint_registry=CheckpointRegistry(directory),
         backoff_scheduler=BackoffScheduler(base_interval=2, max_interval_episodes=2, dormant_threshold=15),
