@@ -293,7 +293,7 @@ class RLOptimizer:
     def _open_directory(self) -> RunDir:
         if self._resume_from is not None:
             directory = RunDir.open(self._resume_from)
-            directory.update_manifest(**{**self._manifest, "status": "running"})
+            directory.update_manifest(**self._manifest)
         else:
             entries = {**self._manifest, "config": self._facts(), "seeds": []}
             directory = RunDir.create(_fresh(self.checkpoint_dir), entries)

@@ -57,6 +57,10 @@ class BestPolicy:
             instead = "nothing is left" if other is None else f"snapshot {other.snapshot_id} is in its place"
             self._note(f"{error} Of the others {instead}.")
 
+    def find(self, snapshot_id: str | None) -> None:
+        """The best policy is the snapshot of this id, if it is there."""
+        self.best = {snapshot.snapshot_id: snapshot for snapshot in self._registry.snapshots}.get(snapshot_id)
+
     def state_dict(self) -> dict[str, Any]:
         """Names and counts; the snapshots themselves are in the registry."""
         return {

@@ -400,6 +400,17 @@ class LoopController:
         self._hyperparams.owed = None if state["owed"] is None else tuple(state["owed"])
         self._hyperparams.next(self.history)
 
+    def load_ended(self, state: Mapping[str, Any], history: Sequence[EvalMetrics], best: str | None) -> None:
+        """As `load_host_state`, of a run that has ended and gets no larger budget: nothing is collected any more.
+
+        best: id of its best snapshot.
+        """
+        self.history[:], self.notes[:] = history, state["notes"]
+        self.seconds.update(state["seconds"])
+        self.scheduler.state = self.brain.state.scheduler
+        self._policies.find(best)
+        self._kept = True
+
     # -- start and end -------------------------------------------------------------------------------------
 
     def _set_up(self) -> None:

@@ -67,12 +67,22 @@ class HostRun:
         except NoCheckpointError:
             if self.directory.checkpoint_steps():
                 raise
+            self.directory.update_manifest(status="running")
             self.directory.truncate_events(0)
             return False
         budget = int(controller.brain.state.max_windows)
-        done = int(loaded.state.window)
-        if budget <= done and int(loaded.state.max_windows) > budget:
+        done, largest = int(loaded.state.window), int(loaded.state.max_windows)
+        if budget <= done and largest > budget:
             raise ValueError(f"max_episodes={budget} is not more than the {done} windows that the run already has")
+        if self.directory.manifest.get("status") == "finished" and budget <= max(done, largest):
+            # What came after the checkpoint, the last policy's evaluation, is kept.
+            controller.agent.load_state(str(loaded.files / _AGENT))
+            controller.brain.restore(loaded.state)
+            history = history_of(self.directory.read_events())
+            controller.load_ended(read_tree(loaded.files), history, self.directory.manifest["best_snapshot"])
+            controller.notes.extend(loaded.skipped)
+            return True
+        self.directory.update_manifest(status="running")
         self.directory.truncate_events(loaded.events_offset)
         controller.agent.load_state(str(loaded.files / _AGENT))
         controller.brain.restore(loaded.state)

@@ -94,6 +94,21 @@ def test_n_and_n_windows_are_2n_to_the_bit(tmp_path, kind):
     assert again.notes == []
 
 
+def test_a_run_that_is_over_stays_as_it_ended(tmp_path):
+    agent, first, result = run(tmp_path, "torch", 5)
+    assert result.history[-1].episode_id == 4  # judged only because it was the last
+    for _ in range(2):
+        other, again, same = run(tmp_path, "torch", 5, resume_from=first.run_dir)
+        assert same.windows == 5
+        assert [m.primary_score for m in same.history] == [m.primary_score for m in result.history]
+        assert same.best_snapshot.snapshot_id == result.best_snapshot.snapshot_id
+        assert behaviour(other)[0] == behaviour(agent)[0]
+    longer, _, result = run(tmp_path, "torch", 8, resume_from=again.run_dir)
+    straight, _, whole = run(tmp_path / "straight", "torch", 8)
+    assert [m.primary_score for m in result.history] == [m.primary_score for m in whole.history]
+    assert behaviour(longer)[0] == behaviour(straight)[0]
+
+
 @pytest.mark.slow
 def test_a_torch_run_killed_at_random_instants_ends_as_one_that_was_not(tmp_path):
     code = (
