@@ -30,6 +30,7 @@ _PUBLIC = {
     # the host run: any agent, any source
     "RLOptimizer": "tensor_optix.optimizer",
     "Optimizer": "tensor_optix.optimizer",
+    "make_agent": "tensor_optix.factory",
     "optimal_window_size": "tensor_optix.factory",
     "DiagnosticController": "tensor_optix.core.diagnostic_controller",
     "LoopController": "tensor_optix.loop.host",
@@ -50,6 +51,10 @@ _PUBLIC = {
     "FlaxEvaluator": "tensor_optix.adapters.jax.flax_evaluator",
     "FlaxPPOAgent": "tensor_optix.algorithms.flax_ppo",
     "FlaxGaussianPPOAgent": "tensor_optix.algorithms.flax_ppo_continuous",
+    "FlaxDQNAgent": "tensor_optix.algorithms.flax_dqn",
+    "FlaxRainbowAgent": "tensor_optix.algorithms.flax_rainbow",
+    "FlaxSACAgent": "tensor_optix.algorithms.flax_sac",
+    "FlaxTD3Agent": "tensor_optix.algorithms.flax_td3",
     "TorchAgent": "tensor_optix.adapters.pytorch.torch_agent",
     "TorchEvaluator": "tensor_optix.adapters.pytorch.torch_evaluator",
     "TorchPPOAgent": "tensor_optix.algorithms.torch_ppo",

@@ -3,35 +3,21 @@
 from __future__ import annotations
 
 import functools
-import importlib
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
-
-from tensor_optix.algorithms import host_ppo
+from tensor_optix import factory
 from tensor_optix.config import ConfigError, config_to_dict
 from tensor_optix.core.base_agent import BaseAgent
 from tensor_optix.core.base_optimizer import BaseOptimizer
 from tensor_optix.core.base_pipeline import BasePipeline
 from tensor_optix.core.types import EvalMetrics, HyperparamSet
-from tensor_optix.default_networks import ACTOR_GAIN, CRITIC_GAIN, keras_mlp, torch_mlp
-from tensor_optix.host_config import AGENTS, TrainConfig, agent_for
+from tensor_optix.host_config import TrainConfig, agent_for, rules_of
 from tensor_optix.optimizer import RLOptimizer
 from tensor_optix.optimizers.spsa import SPSAOptimizer
 from tensor_optix.pipeline import BatchPipeline, VectorBatchPipeline
 
 RECORD = "train_config"  # the entry of a run's manifest that holds its `TrainConfig`
-_ADAM_EPS = 1e-5
-
-
-class Spaces(NamedTuple):
-    """What an agent must fit."""
-
-    obs_shape: tuple[int, ...]
-    n_actions: int  # 0: the actions are continuous
-    low: np.ndarray  # [D], of continuous actions
-    high: np.ndarray
 
 
 def build_agent_from_config(config: TrainConfig, env: Any = None) -> BaseAgent:
@@ -42,13 +28,17 @@ def build_agent_from_config(config: TrainConfig, env: Any = None) -> BaseAgent:
         ImportError: the framework is missing; the message has the command.
     """
     _check_kind(config)
-    spaces = _spaces(config, env)
-    name = agent_for(config, "discrete" if spaces.n_actions else "continuous")
-    kind = getattr(importlib.import_module(AGENTS[name].module), name)
-    agent = (_flax_agent if config.framework == "jax" else _network_agent)(kind, config, spaces)
-    if not spaces.n_actions:
-        agent.set_action_bounds(spaces.low, spaces.high)
-    return agent
+    assert config.hidden_sizes is not None
+    own = make_environment(config.env) if env is None else env
+    try:
+        spaces = factory.spaces_of(own, config.env)
+        name = agent_for(config, spaces.actions)
+        return factory.built_agent(name, spaces, config.agent, config.hidden_sizes, config.seed, env=config.env)
+    except factory.UnsupportedSpaceError as error:
+        raise ConfigError(str(error)) from None
+    finally:
+        if env is None:
+            own.close()
 
 
 def build_pipeline_from_config(config: TrainConfig, agent: BaseAgent | None = None) -> BasePipeline:
@@ -118,77 +108,15 @@ class _Onwards:
 
 def _tuner(config: TrainConfig, agent: BaseAgent) -> BaseOptimizer:
     """SPSA over what is to be tuned; the bounds stretch to take in the values that the run starts with."""
-    params, bounds = agent.get_hyperparams().params, {}
-    for name, (low, high) in host_ppo.PARAM_BOUNDS.items():
-        wanted = config.tune and name in (host_ppo.TUNED if config.tune is True else config.tune)
-        scalable = name not in host_ppo.LOG_PARAMS or params[name] > 0
+    params, rules, bounds = agent.get_hyperparams().params, rules_of(config), {}
+    for name, (low, high) in rules.bounds.items():
+        wanted = config.tune and name in (rules.tuned if config.tune is True else config.tune)
+        scalable = name not in rules.log or params[name] > 0
         if wanted and scalable:
             bounds[name] = (min(low, params[name]), max(high, params[name]))
     if not bounds:
         return _Untuned()
-    return SPSAOptimizer(bounds, [name for name in host_ppo.LOG_PARAMS if name in bounds], seed=config.seed)
-
-
-def _flax_agent(kind: Any, config: TrainConfig, spaces: Spaces) -> Any:
-    width = spaces.n_actions or len(spaces.low)
-    hyperparams = HyperparamSet(dict(config.agent))
-    return kind(spaces.obs_shape, width, hyperparams, hidden_sizes=tuple(config.hidden_sizes), seed=config.seed)
-
-
-def _network_agent(kind: Any, config: TrainConfig, spaces: Spaces) -> Any:
-    """An agent of PyTorch or TensorFlow, with networks and Adam of the framework."""
-    if len(spaces.obs_shape) != 1:
-        raise ConfigError(
-            f"{config.env} shows images of shape {list(spaces.obs_shape)}, which {kind.__name__} needs a network of "
-            "your own for: make the agent in Python, or take framework: jax, whose agents have one"
-        )
-    rate, n_in = config.agent["learning_rate"], spaces.obs_shape[0]
-    n_out = spaces.n_actions or 2 * len(spaces.low)  # of a Gaussian: means and logarithms of standard deviations
-    sizes = ((n_out, ACTOR_GAIN), (1, CRITIC_GAIN))
-    optimizer: Any
-    if config.framework == "torch":
-        torch = _required("torch", "PyTorch", "torch", kind.__name__)
-        networks = [torch_mlp(n_in, n, config.hidden_sizes, g, (config.seed, i)) for i, (n, g) in enumerate(sizes)]
-        optimizer = torch.optim.Adam([p for net in networks for p in net.parameters()], lr=rate, eps=_ADAM_EPS)
-    else:
-        keras = _required("tensorflow", "TensorFlow", "tensorflow", kind.__name__).keras
-        networks = [keras_mlp(n_in, n, config.hidden_sizes, g, (config.seed, i)) for i, (n, g) in enumerate(sizes)]
-        optimizer = keras.optimizers.Adam(rate, epsilon=_ADAM_EPS)
-    shape = () if spaces.n_actions else (len(spaces.low),)
-    return kind(*networks, optimizer, *shape, HyperparamSet(dict(config.agent)), seed=config.seed)
-
-
-def _required(module: str, product: str, extra: str, agent: str) -> Any:
-    """The framework; ImportError with the command that installs it."""
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise ImportError(f'{agent} needs {product}: pip install "tensor-optix[{extra}]"') from error
-
-
-def _spaces(config: TrainConfig, env: Any) -> Spaces:
-    own = make_environment(config.env) if env is None else env
-    try:
-        observation = getattr(own, "single_observation_space", None) or own.observation_space
-        action = getattr(own, "single_action_space", None) or own.action_space
-    finally:
-        if env is None:
-            own.close()
-    shape = getattr(observation, "shape", None)
-    if not hasattr(observation, "low") or shape is None or len(shape) not in (1, 3):
-        raise ConfigError(
-            f"{config.env} has observations of {observation}, and agents made from a configuration take vectors or "
-            "images: register it with gymnasium.wrappers.FlattenObservation around it"
-        )
-    if hasattr(action, "n") and getattr(action, "shape", None) == () and int(action.start) == 0:
-        return Spaces(tuple(shape), int(action.n), np.zeros(0), np.zeros(0))
-    vector = hasattr(action, "low") and len(action.shape) == 1 and np.issubdtype(action.dtype, np.floating)
-    if not vector:
-        raise ConfigError(
-            f"{config.env} has actions of {action}, and PPO takes Discrete(n) counted from 0 or a Box [n] of floats: "
-            "register it with a wrapper that translates (gymnasium.wrappers.TransformAction)"
-        )
-    return Spaces(tuple(shape), 0, np.asarray(action.low), np.asarray(action.high))
+    return SPSAOptimizer(bounds, [name for name in rules.log if name in bounds], seed=config.seed)
 
 
 def _check_kind(config: Any) -> None:

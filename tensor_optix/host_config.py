@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import importlib
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -27,11 +28,18 @@ AGENTS = {
     "TFGaussianPPOAgent": HostAgent("tf", "continuous", "tensor_optix.algorithms.tf_ppo_continuous"),
     "FlaxPPOAgent": HostAgent("jax", "discrete", "tensor_optix.algorithms.flax_ppo"),
     "FlaxGaussianPPOAgent": HostAgent("jax", "continuous", "tensor_optix.algorithms.flax_ppo_continuous"),
+    "FlaxDQNAgent": HostAgent("jax", "discrete", "tensor_optix.algorithms.flax_dqn", "dqn"),
+    "FlaxRainbowAgent": HostAgent("jax", "discrete", "tensor_optix.algorithms.flax_rainbow", "rainbow"),
+    "FlaxSACAgent": HostAgent("jax", "continuous", "tensor_optix.algorithms.flax_sac", "sac"),
+    "FlaxTD3Agent": HostAgent("jax", "continuous", "tensor_optix.algorithms.flax_td3", "td3"),
 }
 FRAMEWORKS = ("torch", "tf", "jax")
 PIPELINES = ("BatchPipeline", "VectorBatchPipeline")
 MARKS = frozenset({"framework", "pipeline", "window_size", "agent", "optimizer", "max_episodes"})  # of a host run
-ROWS = 2048  # of a window, where nothing else is said
+# Of a window, where nothing else is said; a replay is learned from soon after it is written.
+ROWS, ROWS_OFF_POLICY = 2048, 256
+# Widths of the hidden layers, where nothing else is said; [64, 64] for all others.
+HIDDEN_SIZES = {"rainbow": [128, 128], "sac": [256, 256], "td3": [256, 256]}
 _SEED_LIMIT = 2**31  # seeds of environments are derived by counting on, and must stay below 2**32
 
 # RLOptimizer's settings that are plain data, with their kinds.
@@ -83,6 +91,17 @@ OPTIMIZER_SETTINGS = {
 }
 
 
+class Rules(NamedTuple):
+    """What there is to know of an algorithm's hyperparameters."""
+
+    complete: Callable[[Mapping[str, Any]], dict[str, Any]]  # fills in defaults and refuses bad values
+    names: Collection[str]  # that may be given
+    counts: Collection[str]  # that are whole numbers
+    bounds: Mapping[str, tuple[float, float]]  # of those that may be tuned online
+    log: Collection[str]  # that are tuned by their logarithm
+    tuned: Collection[str]  # unless the caller says otherwise
+
+
 @dataclass
 class TrainConfig:
     """One run of the host driver. Everything in it is plain data; None is filled in where nothing else is said.
@@ -93,10 +112,10 @@ class TrainConfig:
     env: str  # a Gymnasium id
     algorithm: str = "ppo"  # a name, for which the agent is found that fits the actions; or an agent's class
     framework: str | None = None  # "torch", "tf" or "jax"; None: the class's, or "jax"
-    deterministic: bool = False  # an algorithm whose policy has no randomness of its own; there is none yet
-    hidden_sizes: list[int] = field(default_factory=lambda: [64, 64])  # of actor and critic
+    deterministic: bool = False  # the policy must have no randomness of its own: TD3's has none
+    hidden_sizes: list[int] | None = None  # of actor and critic; None: as wide as the algorithm is used with
     pipeline: str | None = None  # None: VectorBatchPipeline for several environments, else BatchPipeline
-    window_size: int | None = None  # steps of each environment in a window; None: 2048 of all together
+    window_size: int | None = None  # steps of each environment; None: 2048 of all together, 256 with a replay
     n_envs: int = 1
     seed: int = 0  # of weights, actions, environments and the tuner
     agent: dict[str, Any] = field(default_factory=dict)  # starting values of the hyperparameters
@@ -111,13 +130,14 @@ class TrainConfig:
         self.framework = _framework(self.algorithm, self.framework)
         if self.algorithm not in AGENTS:
             self.algorithm = self.algorithm.lower()
-        if self.deterministic is not False:
+        if self.deterministic not in (False, True) or (self.deterministic and self.plain_algorithm != "td3"):
             raise ConfigError(
-                f"deterministic must be false, got {self.deterministic!r}: PPO's policies are random while they learn, "
-                "and there is no other algorithm yet"
+                f"deterministic must be false, got {self.deterministic!r}: the policies of {self.algorithm} are random "
+                "while they learn; a policy without randomness of its own has algorithm: td3"
             )
         self._check_sizes()
-        self.agent = _hyperparams(self.agent, self.framework)
+        rules = rules_of(self)
+        self.agent = _hyperparams(self.agent, rules)
         self.optimizer = _settings(self.optimizer)
         for name in ("max_episodes", "target_score"):
             inside = self.optimizer.pop(name, None)
@@ -127,10 +147,15 @@ class TrainConfig:
             self.max_episodes = whole("max_episodes", self.max_episodes)
         if isinstance(self.tune, list):
             for name in self.tune:
-                if name not in host_ppo.PARAM_BOUNDS:
-                    raise ConfigError(unknown("tunable hyperparameter", name, host_ppo.PARAM_BOUNDS))
+                if name not in rules.bounds:
+                    raise ConfigError(unknown("tunable hyperparameter", name, rules.bounds))
         if not self.stop and self.max_episodes is None:
             raise ConfigError("stop: false goes on to the end of a budget, and there is none: set max_episodes")
+
+    @property
+    def plain_algorithm(self) -> str:
+        """Its name where an agent's class was given: "ppo", "sac", ..."""
+        return AGENTS[self.algorithm].algorithm if self.algorithm in AGENTS else self.algorithm
 
     @property
     def rows_per_window(self) -> int:
@@ -139,6 +164,8 @@ class TrainConfig:
         return self.window_size * self.n_envs
 
     def _check_sizes(self) -> None:
+        if self.hidden_sizes is None:
+            self.hidden_sizes = list(HIDDEN_SIZES.get(self.plain_algorithm, [64, 64]))
         if not isinstance(self.hidden_sizes, list | tuple) or not self.hidden_sizes:
             raise ConfigError(
                 f"hidden_sizes must be a list of whole numbers such as [64, 64], got {self.hidden_sizes!r}"
@@ -150,7 +177,8 @@ class TrainConfig:
             raise ConfigError(f"seed must be below 2**31, got {self.seed}")
         self.pipeline = _pipeline(self.pipeline, self.n_envs)
         if self.window_size is None:
-            self.window_size = max(1, ROWS // self.n_envs)
+            rows = ROWS if self.plain_algorithm == "ppo" else ROWS_OFF_POLICY
+            self.window_size = max(1, rows // self.n_envs)
         self.window_size = whole("window_size", self.window_size)
 
 
@@ -161,14 +189,37 @@ def is_agent_class(algorithm: Any) -> bool:
 
 def agent_for(config: TrainConfig, actions: str) -> str:
     """The class of the agent for "discrete" or "continuous" actions. ConfigError if another one was asked for."""
-    chosen = AGENTS.get(config.algorithm)
-    wanted = (chosen.algorithm if chosen else config.algorithm, config.framework, actions)
-    fitting = next(name for name, a in AGENTS.items() if (a.algorithm, a.framework, a.actions) == wanted)
-    if chosen is not None and config.algorithm != fitting:
+    assert config.framework is not None
+    fitting = fitting_agents(config.framework, actions)
+    name = fitting.get(config.plain_algorithm)
+    if name is None or (config.algorithm in AGENTS and config.algorithm != name):
+        other = {"discrete": "continuous", "continuous": "discrete"}[actions]
+        instead = " or ".join([name] if name else fitting.values())
         raise ConfigError(
-            f"{config.algorithm} needs {chosen.actions} actions, and {config.env} has {actions} ones: use {fitting}"
+            f"{config.algorithm} needs {other} actions, and {config.env} has {actions} ones: use {instead}"
         )
-    return fitting
+    return name
+
+
+def fitting_agents(framework: str, actions: str) -> dict[str, str]:
+    """Algorithm -> class of the agents of a framework for "discrete" or "continuous" actions."""
+    return {a.algorithm: name for name, a in AGENTS.items() if (a.framework, a.actions) == (framework, actions)}
+
+
+def rules_of(config: TrainConfig) -> Rules:
+    """Those of the configuration's algorithm and framework."""
+    if config.plain_algorithm == "ppo":
+        names = [*host_ppo.DEFAULTS, *(["adam_eps"] if config.framework == "jax" else [])]
+        counts = [name for name, value in host_ppo.DEFAULTS.items() if isinstance(value, int)]
+        return Rules(host_ppo.complete, names, counts, host_ppo.PARAM_BOUNDS, host_ppo.LOG_PARAMS, host_ppo.TUNED)
+    asked = config.plain_algorithm, config.framework
+    name = next(name for name, a in AGENTS.items() if (a.algorithm, a.framework) == asked)
+    kind = getattr(importlib.import_module(AGENTS[name].module), name)
+    from tensor_optix.algorithms.host_off_policy import ALIASES, COUNTS
+
+    counts = [given for given in kind.table.names if ALIASES.get(given, given) in COUNTS]
+    bounds, log, tuned = kind.default_param_bounds, kind.default_log_params, kind.default_tuned
+    return Rules(kind.table.complete, kind.table.names, counts, bounds, log, tuned)
 
 
 def windows_for(config: TrainConfig, steps: int) -> int:
@@ -184,13 +235,24 @@ def _framework(algorithm: Any, framework: Any) -> str:
     if not isinstance(algorithm, str):
         raise ConfigError(f"algorithm must be a name, got {algorithm!r}")
     if algorithm not in AGENTS and algorithm.lower() not in plain:
-        raise ConfigError(unknown("algorithm of the host driver", algorithm, [*plain, *AGENTS]))
+        raise ConfigError(unknown("algorithm of the host driver", algorithm, [*sorted(plain), *AGENTS]))
     if framework is not None and framework not in FRAMEWORKS:
         raise ConfigError(unknown("framework", str(framework), FRAMEWORKS))
-    own = AGENTS[algorithm].framework if algorithm in AGENTS else None
-    if own is not None and framework not in (None, own):
-        raise ConfigError(f"{algorithm} is an agent of framework {own!r}, got framework {framework!r}: give only one")
-    return own or framework or "jax"
+    if algorithm in AGENTS:
+        own = AGENTS[algorithm].framework
+        if framework not in (None, own):
+            raise ConfigError(
+                f"{algorithm} is an agent of framework {own!r}, got framework {framework!r}: give only one"
+            )
+        return own
+    found = framework or "jax"
+    algorithms = sorted({agent.algorithm for agent in AGENTS.values() if agent.framework == found})
+    if algorithm.lower() not in algorithms:
+        raise ConfigError(
+            f"there is no agent for {algorithm} in framework {found!r} yet, only for {', '.join(algorithms)}: "
+            "take framework: jax"
+        )
+    return found
 
 
 def _pipeline(pipeline: Any, n_envs: int) -> str:
@@ -208,20 +270,19 @@ def _pipeline(pipeline: Any, n_envs: int) -> str:
     return str(pipeline)
 
 
-def _hyperparams(given: Any, framework: str) -> dict[str, Any]:
+def _hyperparams(given: Any, rules: Rules) -> dict[str, Any]:
     """Those of the agent, complete."""
-    known = [*host_ppo.DEFAULTS, *(["adam_eps"] if framework == "jax" else [])]
     for name, value in _mapping("agent", given).items():
-        if name not in known:
-            raise ConfigError(unknown("hyperparameter", str(name), known))
+        if name not in rules.names:
+            raise ConfigError(unknown("hyperparameter", str(name), rules.names))
         if not is_number(value):
             raise ConfigError(f"hyperparameter {name!r} must be a finite number, got {value!r}")
-        if isinstance(host_ppo.DEFAULTS.get(name), int):
-            whole(f"hyperparameter {name!r}", value)
+        if name in rules.counts:
+            whole(f"hyperparameter {name!r}", value, 0)
     if "adam_eps" in given and not 0 < given["adam_eps"] <= 1:
         raise ConfigError(f"hyperparameter adam_eps must be above 0 and at most 1, got {given['adam_eps']!r}")
     try:
-        return host_ppo.complete(given)
+        return rules.complete(given)
     except ValueError as error:
         raise ConfigError(f"hyperparameter {error}") from None
 

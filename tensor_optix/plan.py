@@ -57,7 +57,15 @@ def make_plan(run: RunConfig, env: Any = None) -> Plan:
         )
     chosen = preset(run.algorithm, run.env if env is None else "")
     algorithm = kind(vector, _algorithm_config(kind.config_type, {**chosen.config, **run.config}))
+    # A preset's hyperparameter may belong to a part that the caller's settings have switched off.
+    known = {name: value for name, value in chosen.hyperparams.items() if name in algorithm.hyperparams()}
+    chosen = dataclasses.replace(chosen, hyperparams=known)
     hyper = _hyperparams(algorithm, {**chosen.hyperparams, **run.hyperparams}, run.variants)
+    if run.autonomy.get("rollback_on_degradation") and not algorithm.is_on_policy:
+        raise ConfigError(
+            f"rollback_on_degradation is for on-policy algorithms, got it with {run.algorithm}, which would go on "
+            "learning from a replay that other policies filled: leave it out"
+        )
     space = _space(algorithm, run, hyper)
     run = _filled(run, chosen, algorithm, vector, hyper[0] if not run.variants else None)
     brain = _brain(run, space, algorithm.steps_per_window)

@@ -15,16 +15,23 @@ class Policy:
     """The best policy of one member. Call it with an observation, or with a batch of them.
 
     Deterministic unless a key is given: then the action is sampled. Actions are the environment's own (a Box action
-    is scaled to its bounds). Policies with memory keep none between calls; use the algorithm's `act` for those.
+    is scaled to its bounds).
+
+    A policy with memory remembers from call to call: every observation is taken for what follows the one before it.
+    Call `reset` where an episode starts. Without memory it does nothing, and need not be called.
     """
 
     def __init__(self, algorithm: Any, params: Any) -> None:
         self.algorithm = algorithm
         self.params = params
         self._act = jax.jit(self._batch, static_argnames="deterministic")
+        self._carry: Any = None  # of every row of the calls so far, leading axis [B]; None before the first
 
     def __call__(self, obs: Any, key: jax.Array | None = None) -> np.ndarray:
-        """The action for `obs` [*obs_shape], or actions [B, ...] for observations [B, *obs_shape]."""
+        """The action for `obs` [*obs_shape], or actions [B, ...] for observations [B, *obs_shape].
+
+        ValueError for observations of another shape, and, with memory, for another B than that of the call before.
+        """
         shape = self.algorithm.env.obs_shape
         obs = np.asarray(obs, self.algorithm.env.obs_dtype)
         single = obs.shape == tuple(shape)
@@ -33,12 +40,42 @@ class Policy:
         batch = obs[None] if single else obs
         deterministic = key is None
         key = jax.random.key(0) if key is None else key
-        action = np.asarray(self._act(self.params, batch, key, deterministic=deterministic))
-        return action[0] if single else action
+        carry = self._memory(len(batch))
+        action, self._carry = self._act(self.params, batch, carry, key, deterministic=deterministic)
+        return np.asarray(action)[0] if single else np.asarray(action)
 
-    def _batch(self, params: Any, obs: jax.Array, key: jax.Array, deterministic: bool) -> jax.Array:
-        action, _ = self.algorithm.act(params, obs, self.algorithm.initial_carry(), key, deterministic)
-        return jax.vmap(self.algorithm.env.action.to_env)(action)
+    def reset(self, ended: Any = None) -> None:
+        """Forget what was seen: an episode starts. `ended` [B] bool: only in those rows of the batch.
+
+        ValueError if `ended` has another length than the batch of the calls before.
+        """
+        if ended is None or self._carry is None:
+            self._carry = None
+            return
+        mask = np.atleast_1d(np.asarray(ended, bool))
+        self._carry = jax.tree.map(
+            lambda old, new: np.where(mask.reshape(-1, *[1] * new.ndim), new, old),
+            self._memory(len(mask)),
+            self.algorithm.initial_carry(),
+        )
+
+    def _memory(self, count: int) -> Any:
+        """What is carried for each of `count` rows."""
+        if self._carry is None:
+            start = self.algorithm.initial_carry()
+            self._carry = jax.tree.map(lambda x: np.broadcast_to(np.asarray(x), (count, *x.shape)), start)
+        rows = {len(x) for x in jax.tree.leaves(self._carry)}
+        if rows - {count}:
+            raise ValueError(
+                f"the policy remembers {rows.pop()} environments and got {count}: call reset() where new ones start"
+            )
+        return self._carry
+
+    def _batch(
+        self, params: Any, obs: jax.Array, carry: Any, key: jax.Array, deterministic: bool
+    ) -> tuple[jax.Array, Any]:
+        action, carry = self.algorithm.act(params, obs, carry, key, deterministic)
+        return jax.vmap(self.algorithm.env.action.to_env)(action), carry
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Every array under its path, for `safetensors` or any other file of named arrays."""

@@ -35,6 +35,12 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
+def megabytes(count: int) -> str:
+    """Bytes in words: "0.3 MB", "42 MB", "1.6 GB"."""
+    size, unit = (count / 1e9, "GB") if count >= 1e9 else (count / 1e6, "MB")
+    return f"{size:.1f} {unit}" if size < 10 else f"{size:.0f} {unit}"
+
+
 def number_format(values: Sequence[float]) -> str:
     """A format that gives the largest of `values` about four significant digits, the same decimals for all."""
     finite = [abs(value) for value in values if math.isfinite(value)]

@@ -20,6 +20,7 @@ from tensor_optix.loop.events import CallbackList, LoopCallback, event_rows
 from tensor_optix.loop.run_dir import NoCheckpointError, RunDir, RunDirError
 from tensor_optix.loop.signals import asking_on_signals
 from tensor_optix.plan import Plan, make_plan
+from tensor_optix.reporting import megabytes
 from tensor_optix.results import TrainResult, member_result
 
 logger = logging.getLogger(__name__)
@@ -242,7 +243,7 @@ class _Run:
     def run(self) -> TrainResult:
         with self.display, asking_on_signals(self.interrupted.set):
             try:
-                self.display.phase("compiling (a few seconds the first time)")
+                self.display.phase("compiling (a few seconds the first time)" + _memory(self.plan))
                 self.session.compile()
                 if self._fresh:
                     self.session.start()
@@ -371,6 +372,14 @@ def evaluate_run(run_dir: str | Path, *, episodes: int = 100, seed: int = 0, env
         "score": float(returns.mean()),
         "score_interval": list(bootstrap_interval(returns)),
     }
+
+
+def _memory(plan: Plan) -> str:
+    """What is about to be allocated for replays, in words; nothing where there are none."""
+    each, count = plan.program.algorithm.replay_bytes(), len(plan.members)
+    if not each:
+        return ""
+    return f", then {megabytes(each * count)} of replay" + (f" ({count} of {megabytes(each)})" if count > 1 else "")
 
 
 def _policy_shapes(plan: Plan) -> Any:

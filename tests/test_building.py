@@ -100,6 +100,19 @@ class TestAgents:
             sampled = agent.act_batch(np.zeros((500, 3), np.float32))
             assert 1.6 < sampled.std() < 2.4  # unit spread, in bounds of -2..2
 
+    @pytest.mark.parametrize(
+        ("env", "algorithm", "name"),
+        [("CartPole-v1", "dqn", "FlaxDQNAgent"), ("CartPole-v1", "rainbow", "FlaxRainbowAgent"),
+         ("Pendulum-v1", "sac", "FlaxSACAgent"), ("Pendulum-v1", "FlaxTD3Agent", "FlaxTD3Agent")],
+    )  # fmt: skip
+    def test_agents_with_a_replay(self, env, algorithm, name):
+        config = TrainConfig(env, algorithm, hidden_sizes=[8, 8], window_size=16, agent={"buffer_size": 5000})
+        agent = build_agent_from_config(config)
+        assert type(agent).__name__ == name
+        assert agent.get_hyperparams().params == config.agent
+        if env == "Pendulum-v1":
+            assert 1.0 < np.abs(agent.act_batch(np.zeros((500, 3), np.float32))).max() <= 2.0
+
     def test_an_environment_may_be_given(self):
         agent = build_agent_from_config(TrainConfig("not-made", framework="torch", **SMALL), env=Spaces())
         assert agent.act(np.zeros(3, np.float32)) in (0, 1)
@@ -183,6 +196,16 @@ class TestOptimizer:
         assert (wide["learning_rate"].high, wide["gamma"].low) == (0.1, 0.5)
         assert wide["learning_rate"].log
         assert "learning_rate" not in tuned(agent={"learning_rate": 0.0})
+
+    def test_a_run_of_an_agent_with_a_replay(self, tmp_path):
+        small = {"batch_size": 8, "learning_starts": 20}
+        config = TrainConfig("Pendulum-v1", "sac", hidden_sizes=[8], window_size=16, agent=small, tune=["tau"])
+        agent, pipeline = parts_of(config)
+        run = build_optimizer_from_config(config, agent, pipeline, checkpoint_dir=tmp_path, max_episodes=3)
+        assert run.optimizer.space.entries[0][0] == "tau"
+        assert run.run().windows == 3
+        assert not run.scheduler.config.detect_degradation
+        assert run.scheduler.config.min_evaluations_before_dormant == 30
 
     def test_untuned_hyperparameters_stay(self, tmp_path):
         _, run = self.run_of(tmp_path, max_episodes=6, tune=False)

@@ -42,6 +42,16 @@ class TestDefaults:
         assert (config.hidden_sizes, config.seed, config.deterministic, config.optimizer) == ([64, 64], 0, False, {})
         assert config.agent == host_ppo.DEFAULTS
 
+    @pytest.mark.parametrize(
+        ("algorithm", "sizes", "rate"),
+        [("dqn", [64, 64], 5e-4), ("FlaxRainbowAgent", [128, 128], 2.5e-4), ("SAC", [256, 256], 3e-4)],
+    )
+    def test_of_agents_with_a_replay(self, algorithm, sizes, rate):
+        config = TrainConfig("own", algorithm, agent={"buffer_size": 5000}, n_envs=4)
+        assert (config.framework, config.hidden_sizes, config.window_size) == ("jax", sizes, 64)
+        assert (config.agent["learning_rate"], config.agent["replay_capacity"]) == (rate, 5000)
+        assert TrainConfig("own", "td3", deterministic=True).plain_algorithm == "td3"
+
     def test_several_environments_share_the_rows_of_a_window(self):
         config = TrainConfig("CartPole-v1", n_envs=8)
         assert (config.pipeline, config.window_size, config.rows_per_window) == ("VectorBatchPipeline", 256, 2048)
@@ -145,7 +155,7 @@ class TestRefusals:
         ("name", "value", "said"),
         [
             ("algorithm", "TorchSACAgent", "unknown algorithm of the host driver 'TorchSACAgent'; did you mean 'Torch"),
-            ("algorithm", "dqn", "unknown algorithm of the host driver 'dqn'"),
+            ("algorithm", "dqm", "unknown algorithm of the host driver 'dqm'; did you mean 'dqn'"),
             ("algorithm", 3, "algorithm must be a name, got 3"),
             ("framework", "pytorch", "unknown framework 'pytorch'; did you mean 'torch'"),
             ("deterministic", True, "deterministic must be false"),
@@ -189,6 +199,25 @@ class TestRefusals:
     def test_one_sentence(self, name, value, said):
         assert said in refused(**{name: value})
 
+    @pytest.mark.parametrize(
+        ("values", "said"),
+        [
+            (
+                {"algorithm": "sac", "framework": "torch"},
+                "there is no agent for sac in framework 'torch' yet, only for ppo",
+            ),
+            ({"algorithm": "sac", "tune": ["clip_ratio"]}, "unknown tunable hyperparameter 'clip_ratio'"),
+            ({"algorithm": "sac", "agent": {"n_epochs": 2}}, "unknown hyperparameter 'n_epochs'"),
+            ({"algorithm": "dqn", "agent": {"buffer_size": 2.5}}, "'buffer_size' must be a whole number"),
+            ({"algorithm": "dqn", "agent": {"epsilon_decay": 2}}, "epsilon_decay must be from 0 to 1, got 2"),
+            ({"algorithm": "dqn", "agent": {"replay_capacity": 10}}, "learning_starts must be at most replay_capacity"),
+            ({"algorithm": "FlaxSACAgent", "framework": "torch"}, "FlaxSACAgent is an agent of framework 'jax'"),
+            ({"algorithm": "sac", "deterministic": True}, "the policies of sac are random"),
+        ],
+    )
+    def test_agents_with_a_replay(self, values, said):
+        assert said in refused(**values)
+
     def test_contradictions(self):
         assert "TorchPPOAgent is an agent of framework 'torch'" in refused(algorithm="TorchPPOAgent", framework="tf")
         assert "use VectorBatchPipeline" in refused(pipeline="BatchPipeline", n_envs=2)
@@ -209,6 +238,13 @@ class TestTables:
         for actions in ("discrete", "continuous"):
             name = agent_for(config, actions)
             assert (AGENTS[name].framework, AGENTS[name].actions) == (framework, actions)
+
+    def test_an_algorithm_that_does_not_fit_names_those_that_do(self):
+        with pytest.raises(
+            ConfigError, match="dqn needs discrete actions, and Pendulum-v1 has continuous ones: use Fl"
+        ):
+            agent_for(TrainConfig("Pendulum-v1", "dqn"), "continuous")
+        assert agent_for(TrainConfig("Pendulum-v1", "TD3"), "continuous") == "FlaxTD3Agent"
 
     def test_an_agent_that_does_not_fit_names_the_one_that_does(self):
         with pytest.raises(

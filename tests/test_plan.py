@@ -155,3 +155,11 @@ class TestRefusals:
 
     def test_whole_floats_pass_for_counts(self):
         assert plan_of(config={**SMALL, "n_envs": 4.0}).program.algorithm.config.n_envs == 4
+
+
+def test_an_off_policy_algorithm_is_never_rolled_back_for_a_bad_score():
+    with pytest.raises(ConfigError, match="rollback_on_degradation is for on-policy algorithms"):
+        make_plan(
+            from_mapping({"env": "CartPole-v1", "algorithm": "dqn", "autonomy": {"rollback_on_degradation": True}})
+        )
+    make_plan(from_mapping({"env": "CartPole-v1", "algorithm": "ppo", "autonomy": {"rollback_on_degradation": True}}))

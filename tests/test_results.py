@@ -13,7 +13,7 @@ from scipy.stats import trim_mean
 
 from tensor_optix.core.types import StopReason
 from tensor_optix.curves import Curve
-from tensor_optix.reporting import compact, duration, number_format
+from tensor_optix.reporting import compact, duration, megabytes, number_format
 from tensor_optix.results import MemberResult, TrainResult
 from tests.chunk_stories import ENV_STEPS_PER_WINDOW, make_result
 
@@ -217,3 +217,7 @@ def test_importing_results_loads_no_matplotlib() -> None:
     code = "import sys, tensor_optix.results; print({'matplotlib', 'IPython'} & set(sys.modules))"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
     assert out.stdout.strip() == "set()"
+
+
+def test_memory_in_words():
+    assert [megabytes(n) for n in (300_000, 42_000_000, 1_630_000_000)] == ["0.3 MB", "42 MB", "1.6 GB"]

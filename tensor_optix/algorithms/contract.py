@@ -35,8 +35,17 @@ class Algorithm(Protocol):
     def env(self) -> VectorEnv: ...
 
     @property
+    def is_on_policy(self) -> bool:
+        """False: it learns from what earlier policies did, so its parameters are never rolled back for a bad score."""
+        ...
+
+    @property
     def steps_per_window(self) -> int:
         """Environment steps that one `window` takes."""
+        ...
+
+    def replay_bytes(self) -> int:
+        """Memory of one member's replay; 0 for an algorithm that keeps none."""
         ...
 
     def hyperparams(self) -> dict[str, float]:
@@ -60,13 +69,13 @@ class Algorithm(Protocol):
     def policy(self, learner: Learner) -> Policy: ...
 
     def initial_carry(self) -> Any:
-        """Memory of the policy at the start of an episode; () for a policy without any."""
+        """Memory of the policy at the start of an episode, of one environment; () for a policy without any."""
         ...
 
     def act(
         self, policy: Policy, obs: jax.Array, carry: Any, key: jax.Array, deterministic: bool
     ) -> tuple[jax.Array, Any]:
-        """The environment's action for one observation."""
+        """The environment's action for one observation, and the memory after it; or for a batch of both."""
         ...
 
     def snapshot(self, learner: Learner) -> Snapshot: ...

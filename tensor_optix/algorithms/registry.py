@@ -6,7 +6,12 @@ import importlib
 from typing import Any
 
 _ALGORITHMS = {
+    "dqn": "tensor_optix.algorithms.dqn:DQN",
     "ppo": "tensor_optix.algorithms.ppo:PPO",
+    "rainbow": "tensor_optix.algorithms.rainbow:Rainbow",
+    "sac": "tensor_optix.algorithms.sac:SAC",
+    "td3": "tensor_optix.algorithms.td3:TD3",
+    "recurrent_ppo": "tensor_optix.algorithms.recurrent_ppo:RecurrentPPO",
 }
 
 

@@ -45,9 +45,7 @@ def rows_for(capacity: int, n_envs: int) -> int:
     return -(-capacity // n_envs) + 1
 
 
-def init(
-    capacity: int, obs: jax.Array, action: jax.Array, max_episode_steps: int | None = None
-) -> Replay:
+def init(capacity: int, obs: jax.Array, action: jax.Array, max_episode_steps: int | None = None) -> Replay:
     """An empty replay of at least `capacity` transitions.
 
     Args:

@@ -49,7 +49,12 @@ def evaluate_with_carry(
     n_episodes: int,
     max_steps: int,
 ) -> tuple[EpisodeStats, Any]:
-    """`evaluate` for a policy with memory: `act(obs, carry, key) -> action, carry`, `carry` with leading axis [N]."""
+    """`evaluate` for a policy with memory: `act(obs [N, ...], carry, key) -> action [N, ...], carry`.
+
+    carry: what the memory of one policy carries at the start of an episode, without a batch axis; every episode begins
+    with it. `act` takes and returns it with a leading axis [N], and so is it returned, as it was when the last episode
+    ended. A policy without memory has the carry ().
+    """
     if n_episodes < 1 or max_steps < 1:
         raise ValueError(f"n_episodes and max_steps must be at least 1, got {n_episodes} and {max_steps}")
     state, obs = env.reset(jax.random.fold_in(key, _RESET), n_episodes)
@@ -67,6 +72,7 @@ def evaluate_with_carry(
         lengths = lengths + alive.astype(jnp.int32)
         return t + jnp.int32(1), env_state, out.obs, carry, alive & ~out.done, returns, lengths
 
+    carry = jax.tree.map(lambda x: jnp.broadcast_to(x, (n_episodes, *jnp.shape(x))), carry)
     zeros, counts = jnp.zeros(n_episodes, jnp.float32), jnp.zeros(n_episodes, jnp.int32)
     loop = (jnp.int32(0), state.env, obs, carry, jnp.ones(n_episodes, bool), zeros, counts)
     *_, carry, alive, returns, lengths = jax.lax.while_loop(running, one_step, loop)

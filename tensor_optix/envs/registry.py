@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from tensor_optix.envs import memory
 from tensor_optix.envs._gymnax import gymnax
 from tensor_optix.envs.contract import foreign_code, is_split, missing_methods
 from tensor_optix.envs.spaces import action_spec, to_array
@@ -36,8 +37,8 @@ def make(env: Any, params: Any = None, **env_kwargs: Any) -> VectorEnv:
 
 
 def list_environments() -> list[str]:
-    """The ids that `make` knows: those of gymnax, and those registered with `gymnax.register`."""
-    return list(gymnax().registered_envs)
+    """The ids that `make` knows: those of gymnax, those registered with `gymnax.register`, and this library's own."""
+    return [*gymnax().registered_envs, *memory.IDS]
 
 
 def _with_params(env: VectorEnv, params: Any, env_kwargs: dict[str, Any]) -> VectorEnv:
@@ -53,7 +54,7 @@ def _with_params(env: VectorEnv, params: Any, env_kwargs: dict[str, Any]) -> Vec
 def _instantiate(env: Any, env_kwargs: dict[str, Any]) -> tuple[Any, str, Hashable]:
     """The instance, its name, and what identifies it (for equality): what it was made from, or itself."""
     if isinstance(env, str) and ":" not in env:
-        return _make_gymnax(env, env_kwargs), env, ("id", env, _freeze(env_kwargs))
+        return _make_id(env, env_kwargs), env, ("id", env, _freeze(env_kwargs))
     if isinstance(env, str):
         env = _load(env)
     if isinstance(env, type):
@@ -64,7 +65,7 @@ def _instantiate(env: Any, env_kwargs: dict[str, Any]) -> tuple[Any, str, Hashab
     return env, _name_of(env), ("instance", _ById(env))
 
 
-def _make_gymnax(env_id: str, env_kwargs: dict[str, Any]) -> Any:
+def _make_id(env_id: str, env_kwargs: dict[str, Any]) -> Any:
     known = list_environments()
     if env_id not in known:
         near = difflib.get_close_matches(env_id, known, n=3, cutoff=0.5)
@@ -72,6 +73,8 @@ def _make_gymnax(env_id: str, env_kwargs: dict[str, Any]) -> Any:
         raise ValueError(
             f"unknown environment {env_id!r}; {hint}known ids: {', '.join(known)}; or give module.path:ClassName"
         )
+    if env_id in memory.IDS:
+        return memory.IDS[env_id](**env_kwargs)
     try:
         return gymnax().make(env_id, **env_kwargs)[0]
     except OSError as error:

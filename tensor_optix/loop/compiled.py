@@ -23,7 +23,7 @@ from tensor_optix.algorithms.contract import Algorithm, Learner, Policy, Snapsho
 from tensor_optix.core import autonomy
 from tensor_optix.core.autonomy import AutonomyConfig, AutonomyState
 from tensor_optix.core.types import Decision, Scores
-from tensor_optix.envs.evaluate import EpisodeStats, evaluate
+from tensor_optix.envs.evaluate import EpisodeStats, evaluate_with_carry
 from tensor_optix.loop.packing import Packed, pack
 
 MEMBERS = "members"  # name of the mesh axis
@@ -150,10 +150,11 @@ class Program:
     def rollouts(self, policy: Policy, key: jax.Array, n_episodes: int) -> EpisodeStats:
         """Whole episodes of the deterministic policy in environments of their own; nothing is learned."""
 
-        def act(obs: jax.Array, key: jax.Array) -> jax.Array:
-            return self.algorithm.act(policy, obs, self.algorithm.initial_carry(), key, deterministic=True)[0]
+        def act(obs: jax.Array, carry: Any, key: jax.Array) -> tuple[jax.Array, Any]:
+            return self.algorithm.act(policy, obs, carry, key, deterministic=True)
 
-        return evaluate(self.algorithm.env, act, key, n_episodes, self.eval_max_steps)
+        carry = self.algorithm.initial_carry()
+        return evaluate_with_carry(self.algorithm.env, act, carry, key, n_episodes, self.eval_max_steps)[0]
 
     def best_policy(self, member: Member) -> Policy:
         return self.algorithm.policy(self.algorithm.restore(member.learner, member.best))

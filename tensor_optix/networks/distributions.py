@@ -97,3 +97,45 @@ class DiagonalGaussian(struct.PyTreeNode):
         import distrax
 
         return distrax.MultivariateNormalDiag(self.mean, jnp.exp(self.log_std))
+
+
+class SquashedGaussian(struct.PyTreeNode):
+    """tanh of independent normals: actions in (-1, 1) (Haarnoja et al. 2018, appendix C)."""
+
+    mean: jax.Array  # [..., D] float32, before the tanh
+    log_std: jax.Array  # [..., D] float32
+
+    def mode(self) -> jax.Array:
+        """[..., D] float32: tanh of the mean, which is the median."""
+        return jnp.tanh(self.mean)
+
+    @staticmethod
+    def noise(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+        """Standard normal numbers for `sample_and_log_prob`; drawn in bulk, outside a scan."""
+        return jax.random.normal(key, shape, jnp.float32)
+
+    def sample_and_log_prob(self, noise: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """[..., D] and [...] float32; both differentiable in the parameters. noise: [..., D] standard normal."""
+        raw = self.mean + jnp.exp(self.log_std) * noise
+        density = -jnp.float32(0.5) * (noise * noise + jnp.float32(_LOG_2PI)) - self.log_std
+        return jnp.tanh(raw), jnp.sum(density - log_tanh_slope(raw), axis=-1)
+
+    def log_prob(self, action: jax.Array) -> jax.Array:
+        """[...] float32 for actions [..., D] within (-1, 1); one at the border counts as the last float before it."""
+        limit = jnp.float32(1.0 - 2.0**-24)
+        raw = jnp.arctanh(jnp.clip(action, -limit, limit))
+        z = (raw - self.mean) * jnp.exp(-self.log_std)
+        density = -jnp.float32(0.5) * (z * z + jnp.float32(_LOG_2PI)) - self.log_std
+        return jnp.sum(density - log_tanh_slope(raw), axis=-1)
+
+    def to_distrax(self) -> Any:
+        import distrax
+
+        return distrax.Transformed(
+            distrax.MultivariateNormalDiag(self.mean, jnp.exp(self.log_std)), distrax.Block(distrax.Tanh(), 1)
+        )
+
+
+def log_tanh_slope(x: jax.Array) -> jax.Array:
+    """log(1 - tanh(x)^2), exact also where tanh(x) rounds to 1: 2 (log 2 - x - softplus(-2 x))."""
+    return jnp.float32(2.0) * (jnp.float32(math.log(2.0)) - x - jax.nn.softplus(-jnp.float32(2.0) * x))

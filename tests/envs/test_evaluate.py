@@ -77,7 +77,7 @@ def test_memory_is_carried_along():
     def act(obs, carry, key):
         return jnp.zeros(2, jnp.int32), carry + jnp.int32(1)
 
-    _, carry = envs.evaluate_with_carry(env, act, jnp.zeros(2, jnp.int32), jax.random.key(0), 2, 100)
+    _, carry = envs.evaluate_with_carry(env, act, jnp.int32(0), jax.random.key(0), 2, 100)
     assert carry.tolist() == [5, 5]
 
 

@@ -12,11 +12,54 @@ from tensor_optix import envs
 from tensor_optix.algorithms import registry
 from tests.runs import assert_same_bits
 
-SMALL = {"ppo": {"n_envs": 4, "n_steps": 16, "n_epochs": 2, "n_minibatches": 2, "hidden_sizes": (8,)}}
+OFF_POLICY = {
+    "n_envs": 2, "n_steps": 16, "train_every": 2, "updates": 2, "batch_size": 8, "replay_size": 40, "warmup_steps": 8,
+    "n_step": 2, "hidden_sizes": (8,),
+}  # fmt: skip
+SMALL = {
+    "ppo": {"n_envs": 4, "n_steps": 16, "n_epochs": 2, "n_minibatches": 2, "hidden_sizes": (8,)},
+    "recurrent_ppo": {
+        "n_envs": 4,
+        "n_steps": 16,
+        "n_epochs": 2,
+        "n_minibatches": 2,
+        "hidden_sizes": (8,),
+        "hidden_size": 4,
+        "sequence_length": 4,
+    },
+    "dqn": OFF_POLICY,
+    "rainbow": OFF_POLICY | {"hidden_sizes": (8, 8), "n_atoms": 11, "target_period": 5},
+    "sac": OFF_POLICY,
+    "td3": OFF_POLICY,
+}
 # Switches that make every hyperparameter count.
-FULL = {"ppo": {"clip_value": True, "normalize_observations": True, "normalize_rewards": True}}
+FULL = {
+    "ppo": {"clip_value": True, "normalize_observations": True, "normalize_rewards": True},
+    "recurrent_ppo": {"clip_value": True, "normalize_observations": True, "normalize_rewards": True},
+    "dqn": {"prioritized": True, "n_step": 3, "dueling": True, "hidden_sizes": (8, 8)},
+    "rainbow": {"target_period": 0},
+    "sac": {"prioritized": True, "n_step": 3},
+    "td3": {"prioritized": True, "n_step": 3},
+}
+# Steps so large that every clip binds, and schedules so short that they have begun to bend.
+START = {
+    "dqn": {
+        "learning_rate": 0.03, "epsilon_steps": 30.0, "epsilon_end": 0.5, "max_grad_norm": 0.1, "per_beta_steps": 100.0,
+    },  # fmt: skip
+    "rainbow": {"learning_rate": 0.03, "max_grad_norm": 0.1, "per_beta_steps": 100.0},
+    "sac": {"learning_rate": 0.03, "per_beta_steps": 100.0},
+    "td3": {"learning_rate": 0.03, "per_beta_steps": 100.0},
+}
 # Small enough to run op by op.
-TINY = {"ppo": {"n_envs": 2, "n_steps": 2, "n_epochs": 1, "n_minibatches": 1}}
+OFF_POLICY_TINY = {"n_steps": 2, "train_every": 2, "updates": 1, "warmup_steps": 4}
+TINY = {
+    "ppo": {"n_envs": 2, "n_steps": 2, "n_epochs": 1, "n_minibatches": 1},
+    "recurrent_ppo": {"n_envs": 2, "n_steps": 2, "n_epochs": 1, "n_minibatches": 1, "sequence_length": 2},
+    "dqn": OFF_POLICY_TINY,
+    "rainbow": OFF_POLICY_TINY | {"n_step": 2},
+    "sac": OFF_POLICY_TINY,
+    "td3": OFF_POLICY_TINY | {"policy_delay": 1},
+}
 ENVIRONMENTS = {"discrete": "CartPole-v1", "continuous": "Pendulum-v1"}
 CASES = [(name, kind) for name in registry.names() for kind in registry.get(name).action_kinds]
 
@@ -55,7 +98,7 @@ class TestLaws:
     def test_every_hyperparameter_matters(self, name, kind):
         algorithm = algorithm_of(name, kind, full=True)
         run = compiled(name, kind, full=True)
-        start = {**algorithm.hyperparams(), "learning_rate": 0.03}  # steps so large that every clip binds
+        start = {**algorithm.hyperparams(), **START.get(name, {"learning_rate": 0.03})}
         base = run(hyper_of(algorithm, **start), jax.random.key(0))[0].params
         for leaf, value in start.items():
             changed = run(hyper_of(algorithm, **start | {leaf: value * 0.5 + 0.01}), jax.random.key(0))[0].params
@@ -144,8 +187,9 @@ class TestLaws:
         learner = jax.jit(algorithm.init)(jax.random.key(0), hyper_of(algorithm))
         policy, obs = algorithm.policy(learner), learner.obs
         act = jax.jit(algorithm.act, static_argnums=4)
-        a, _ = act(policy, obs, (), jax.random.key(1), True)
-        b, _ = act(policy, obs, (), jax.random.key(2), True)
+        carry = algorithm.initial_carry()
+        a, _ = act(policy, obs, carry, jax.random.key(1), True)
+        b, _ = act(policy, obs, carry, jax.random.key(2), True)
         np.testing.assert_array_equal(a, b)
 
     def test_limits_and_bounds_hold_the_defaults(self, name, kind):

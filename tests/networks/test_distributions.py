@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tensor_optix.networks.distributions import Categorical, DiagonalGaussian
+from tensor_optix.networks.distributions import Categorical, DiagonalGaussian, SquashedGaussian, log_tanh_slope
 
 LARGEST = np.float32(1 - 2**-24)  # largest float32 below 1
 
@@ -135,3 +135,56 @@ def test_noise_is_sized_for_the_distribution(categorical, gaussian):
 
 def batch_shape(dist):
     return (dist.logits if isinstance(dist, Categorical) else dist.mean).shape[:-1]
+
+
+class TestSquashedGaussian:
+    def dist(self, shape=(50, 3), scale=1.0):
+        return SquashedGaussian(normal(*shape, scale=scale), normal(*shape, seed=1, scale=0.5))
+
+    def exact(self, dist, noise):
+        """Action and log-probability in float64, log(1 - tanh^2) written as the logarithm of 4 / (e^x + e^-x)^2."""
+        mean, log_std, noise = (np.asarray(x, np.float64) for x in (dist.mean, dist.log_std, noise))
+        raw = mean + np.exp(log_std) * noise
+        slope = 2 * (np.log(2) - np.logaddexp(raw, -raw))
+        density = -0.5 * noise**2 - 0.5 * np.log(2 * np.pi) - log_std
+        return np.tanh(raw), (density - slope).sum(-1)
+
+    @pytest.mark.parametrize("scale", [0.1, 1.0, 30.0])  # at 30 tanh is 1 to the last bit
+    def test_sample_and_its_log_probability(self, scale):
+        dist = self.dist(scale=scale)
+        noise = SquashedGaussian.noise(jax.random.key(0), dist.mean.shape)
+        action, log_prob = dist.sample_and_log_prob(noise)
+        expected_action, expected = self.exact(dist, noise)
+        np.testing.assert_allclose(action, expected_action, atol=1e-6)
+        np.testing.assert_allclose(log_prob, expected, rtol=1e-5, atol=1e-4)
+
+    def test_log_probability_of_a_recorded_action(self):
+        dist = self.dist(scale=0.5)
+        noise = SquashedGaussian.noise(jax.random.key(1), dist.mean.shape)
+        action, log_prob = dist.sample_and_log_prob(noise)
+        inside = np.abs(action).max(-1) < 0.999
+        assert inside.sum() > 20
+        np.testing.assert_allclose(dist.log_prob(action)[inside], log_prob[inside], rtol=1e-3, atol=2e-3)
+        theirs = dist.to_distrax().log_prob(action)
+        np.testing.assert_allclose(dist.log_prob(action)[inside], theirs[inside], rtol=1e-3, atol=2e-3)
+
+    def test_the_density_integrates_to_one(self):
+        dist = SquashedGaussian(jnp.asarray([0.4], jnp.float32), jnp.asarray([-0.3], jnp.float32))
+        grid = np.linspace(-1, 1, 20_001)[1:-1].astype(np.float32)
+        wide = SquashedGaussian(*(jnp.broadcast_to(x, (grid.size, 1)) for x in (dist.mean, dist.log_std)))
+        density = np.exp(np.asarray(wide.log_prob(jnp.asarray(grid[:, None])), np.float64))
+        np.testing.assert_allclose(density.sum() * (grid[1] - grid[0]), 1.0, atol=2e-3)
+
+    def test_the_border_is_finite_with_its_gradient(self):
+        dist = self.dist(shape=(3,))
+        edge = jnp.asarray([1.0, -1.0, 0.0], jnp.float32)
+        assert np.isfinite(dist.log_prob(edge))
+        far = jnp.asarray([100.0, -100.0, 0.0], jnp.float32)
+        slopes = jax.grad(lambda x: log_tanh_slope(x).sum())(far)
+        np.testing.assert_allclose(slopes, [-2.0, 2.0, 0.0], atol=1e-6)
+        grads = jax.grad(lambda mean: SquashedGaussian(mean, dist.log_std).sample_and_log_prob(edge)[1])(far)
+        assert np.isfinite(grads).all()
+
+    def test_mode(self):
+        dist = self.dist()
+        np.testing.assert_allclose(dist.mode(), np.tanh(dist.mean), rtol=1e-6)

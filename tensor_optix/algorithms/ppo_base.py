@@ -1,0 +1,183 @@
+"""What every compiled PPO has: settings, hyperparameters, the learner, and the methods that do not ask the networks."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+from jax.flatten_util import ravel_pytree
+
+from tensor_optix.algorithms.clipped_surrogate import annealed
+from tensor_optix.algorithms.contract import Hyperparams
+from tensor_optix.core import normalizers
+from tensor_optix.core.search_space import SearchSpace, search_space
+from tensor_optix.envs.vector import VectorEnv, VectorState
+from tensor_optix.networks.functional import Params
+from tensor_optix.networks.torsos import ACTIVATIONS
+
+HYPERPARAMS: dict[str, float] = {
+    "learning_rate": 1e-3,
+    "gamma": 0.99,
+    "gae_lambda": 0.95,
+    "clip_range": 0.2,
+    "entropy_coef": 0.0,
+    "value_coef": 0.5,
+    "max_grad_norm": 0.5,
+    "adam_eps": 1e-5,
+}
+
+# Where each hyperparameter makes sense, both ends included.
+LIMITS: dict[str, tuple[float, float]] = {
+    "learning_rate": (0.0, 1.0),
+    "gamma": (0.0, 1.0),
+    "gae_lambda": (0.0, 1.0),
+    "clip_range": (0.0, 10.0),
+    "entropy_coef": (0.0, 10.0),
+    "value_coef": (0.0, 100.0),
+    "max_grad_norm": (1e-6, 1e6),
+    "adam_eps": (1e-12, 1.0),
+}
+
+# What is tuned online unless the caller says otherwise; the bounds are CONTRACT-wide for every PPO.
+BOUNDS: dict[str, tuple[Any, ...]] = {
+    "learning_rate": ("log", 1e-4, 3e-3),
+    "gamma": (0.95, 0.999),
+    "clip_range": (0.1, 0.3),
+    "entropy_coef": (0.0, 0.05),
+}
+
+
+@dataclass(frozen=True)
+class PPOConfig:
+    """Everything static about a PPO. Changing a field recompiles."""
+
+    n_envs: int = 8
+    n_steps: int = 128
+    n_epochs: int = 4
+    n_minibatches: int = 4
+    hidden_sizes: tuple[int, ...] = (64, 64)
+    activation: str = "tanh"
+    normalize_observations: bool = False
+    normalize_rewards: bool = False
+    normalize_advantages: bool = True
+    clip_value: bool = False  # clip the value update by clip_range, as in the 2017 reference code
+    anneal_windows: int = 0  # learning rate and clip range fall linearly to 0 over so many windows; 0: constant
+    initial_log_std: float = 0.0  # continuous actions, in units of half the action range
+
+    def __post_init__(self) -> None:
+        for name in ("n_envs", "n_steps", "n_epochs", "n_minibatches"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.anneal_windows < 0:
+            raise ValueError(f"anneal_windows must be 0 (constant) or more, got {self.anneal_windows}")
+        if (self.n_envs * self.n_steps) % self.n_minibatches:
+            raise ValueError(
+                f"n_minibatches must divide n_envs * n_steps: {self.n_minibatches} does not divide "
+                f"{self.n_envs} * {self.n_steps} = {self.n_envs * self.n_steps}"
+            )
+        if self.activation not in ACTIVATIONS:
+            raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, got {self.activation!r}")
+
+
+class PPOPolicy(struct.PyTreeNode):
+    """What acting needs."""
+
+    actor: Params
+    log_std: Any  # [action_dim] float32, or () for discrete actions
+    moments: Any  # observation moments, or () without normalisation
+
+
+class PPOLearner(struct.PyTreeNode):
+    """One PPO learner: N environments, parameters, Adam moments, normalisers."""
+
+    params: dict[str, Any]  # actor, critic; log_std with continuous actions
+    opt: Any  # optax.ScaleByAdamState of the parameters as one flat vector [P]
+    obs_moments: Any  # normalizers.Moments [*obs] or ()
+    reward_scale: Any  # normalizers.RewardScale or ()
+    env_state: VectorState  # N environments
+    obs: jax.Array  # [N, *obs]
+    window: jax.Array  # [] int32, windows learned so far
+
+
+class Rollout(NamedTuple):
+    """One window as collected, time first."""
+
+    obs: jax.Array  # [T, N, *obs]
+    action: jax.Array  # [T, N] int32 or [T, N, D] float32
+    log_prob: jax.Array  # [T, N] float32
+    reward: jax.Array  # [T, N] float32, raw
+    terminated: jax.Array  # [T, N] bool
+    truncated: jax.Array  # [T, N] bool
+    final_obs: jax.Array  # [T, N, *obs], differs from the next obs where an episode ended
+
+
+@dataclass(frozen=True)
+class BasePPO:
+    """The part of a PPO that is the same whatever its networks are."""
+
+    env: VectorEnv
+    config: PPOConfig = dataclasses.field(default_factory=PPOConfig)
+
+    action_kinds = ("discrete", "continuous")
+    is_on_policy = True
+
+    @property
+    def steps_per_window(self) -> int:
+        return self.config.n_envs * self.config.n_steps
+
+    def replay_bytes(self) -> int:
+        return 0
+
+    def hyperparams(self) -> dict[str, float]:
+        return dict(HYPERPARAMS)
+
+    def hyperparam_limits(self) -> dict[str, tuple[float, float]]:
+        return dict(LIMITS)
+
+    def search_space(self) -> SearchSpace:
+        return search_space(BOUNDS)
+
+    def policy(self, learner: PPOLearner) -> PPOPolicy:
+        return PPOPolicy(learner.params["actor"], learner.params.get("log_std", ()), learner.obs_moments)
+
+    def snapshot(self, learner: PPOLearner) -> Any:
+        return (learner.params, learner.opt, learner.obs_moments, learner.reward_scale, learner.window)
+
+    def restore(self, learner: PPOLearner, snapshot: Any) -> PPOLearner:
+        params, opt, obs_moments, reward_scale, window = snapshot
+        return learner.replace(
+            params=params, opt=opt, obs_moments=obs_moments, reward_scale=reward_scale, window=window
+        )
+
+    def init_opt(self, params: Any) -> Any:
+        """The optimiser's state before the first update."""
+        return optax.scale_by_adam().init(ravel_pytree(params)[0])
+
+    @property
+    def _discrete(self) -> bool:
+        return self.env.action_kind == "discrete"
+
+    def _normalize(self, moments: Any, obs: jax.Array) -> jax.Array:
+        if self.config.normalize_observations:
+            return normalizers.normalize(moments, obs)
+        return obs if obs.dtype == jnp.float32 or len(self.env.obs_shape) == 3 else obs.astype(jnp.float32)
+
+    def _scale_rewards(self, scale: Any, rollout: Rollout, hyper: Hyperparams) -> tuple[Any, jax.Array]:
+        if not self.config.normalize_rewards:
+            return scale, rollout.reward
+        done = rollout.terminated | rollout.truncated
+        return normalizers.scale_rewards(scale, rollout.reward, done, hyper["gamma"])
+
+    def _observed(self, learner: PPOLearner, rollout: Rollout) -> Any:
+        """The observation moments with those of a window, which is learned from before: acting and learning agree."""
+        if not self.config.normalize_observations:
+            return learner.obs_moments
+        return normalizers.update_moments(learner.obs_moments, rollout.obs.reshape(-1, *self.env.obs_shape))
+
+    def _annealed(self, learner: PPOLearner, hyper: Hyperparams) -> Hyperparams:
+        return annealed(hyper, learner.window, self.config.anneal_windows)
