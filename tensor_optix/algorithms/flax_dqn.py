@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-import jax
 import numpy as np
 from flax import nnx
 
 from tensor_optix.adapters.jax.modules import ModuleNetwork, check_output
 from tensor_optix.algorithms import host_off_policy
 from tensor_optix.algorithms.dqn import DQN, DQNAgent, DQNConfig
-from tensor_optix.algorithms.flax_off_policy import FlaxOffPolicy, Shape
+from tensor_optix.algorithms.flax_off_policy import FlaxOffPolicy, Layout
 from tensor_optix.algorithms.flax_ppo import Spaces, shape_of, whole
 from tensor_optix.algorithms.host_off_policy import Table
 from tensor_optix.core.types import EpisodeData, HyperparamSet
@@ -131,8 +130,8 @@ class FlaxDQNAgent(FlaxValueBased):
         return DQN(spaces, DQNConfig(replay_size=1 << 30, **settings), **networks)
 
     @staticmethod
-    def _shape(algorithm: DQN) -> tuple[Any, Shape]:
-        return DQNAgent, Shape({"online": algorithm._unravel}, {"target": "online"})
+    def _layout(algorithm: DQN) -> tuple[Any, Layout]:
+        return DQNAgent, Layout({"online": algorithm._unravel}, {"target": "online"})
 
     def _current(self) -> dict[str, Any]:
         chance = np.float32(self.epsilon)
@@ -154,9 +153,3 @@ class FlaxDQNAgent(FlaxValueBased):
         probs = np.full(count, self.epsilon / count, np.float32)
         probs[self.act_deterministic(observation)] += np.float32(1.0 - self.epsilon)
         return probs
-
-    @property
-    def _q_network(self) -> Any:
-        """Observations [M, *obs] -> values [M, n_actions], with present weights; for subclasses of the user."""
-        apply, params = self._algorithm_now._network.apply, self._present()["online"]
-        return lambda obs: jax.jit(apply)(params, obs)

@@ -48,7 +48,7 @@ class Programs(NamedTuple):
     learn: Callable[..., Any]  # parameters and rest (donated), Drawn, weights, count, ... -> the same, errors, losses
 
 
-class Shape(NamedTuple):
+class Layout(NamedTuple):
     """How an algorithm's agent is laid out as named parameters and the rest."""
 
     unravel: Mapping[str, Callable[[jax.Array], Any]]  # name of what is trained -> flat parameters to a tree
@@ -72,18 +72,18 @@ class Shape(NamedTuple):
         return kind(**trained, **targets)
 
 
-def programs_of(algorithm: Any, kind: Any, shape: Shape) -> Programs:
+def programs_of(algorithm: Any, kind: Any, layout: Layout) -> Programs:
     """Those of an algorithm whose agent is a `kind`."""
 
     def init(key: jax.Array, hyper: Any) -> tuple[Any, Any]:
-        return shape.split(algorithm.init_agent(key, hyper), jnp.int32(0))
+        return layout.split(algorithm.init_agent(key, hyper), jnp.int32(0))
 
     def explore(params: Any, obs: jax.Array, words: jax.Array, hyper: Any) -> jax.Array:
         noise = algorithm.draw_exploration(_key(words), (obs.shape[0],))
-        return algorithm.explore(shape.joined(kind, params), obs, noise, hyper, jnp.int32(0))
+        return algorithm.explore(layout.joined(kind, params), obs, noise, hyper, jnp.int32(0))
 
     def mode(params: Any, obs: jax.Array) -> jax.Array:
-        policy = algorithm.policy(SimpleNamespace(agent=shape.joined(kind, params)))
+        policy = algorithm.policy(SimpleNamespace(agent=layout.joined(kind, params)))
         return algorithm.act(policy, obs, (), jax.random.key(0), deterministic=True)[0]
 
     def learn(
@@ -99,9 +99,9 @@ def programs_of(algorithm: Any, kind: Any, shape: Shape) -> Programs:
             return agent, updates + 1, errors.at[i].set(error), jax.tree.map(jnp.add, sums, losses)
 
         sums = dict.fromkeys(algorithm.losses, jnp.float32(0.0))
-        start = (shape.joined(kind, params, rest), rest["updates"], jnp.zeros_like(weights), sums)
+        start = (layout.joined(kind, params, rest), rest["updates"], jnp.zeros_like(weights), sums)
         agent, updates, errors, sums = jax.lax.fori_loop(0, count, update, start)
-        return *shape.split(agent, updates), errors, sums
+        return *layout.split(agent, updates), errors, sums
 
     return Programs(
         init=jit(init, runs_once=True),
@@ -161,7 +161,7 @@ class FlaxOffPolicy(FlaxBase):
 
     @staticmethod
     @abstractmethod
-    def _shape(algorithm: Any) -> tuple[Any, Shape]:
+    def _layout(algorithm: Any) -> tuple[Any, Layout]:
         """The class of its agent, and how that is laid out."""
 
     @abstractmethod
@@ -284,10 +284,10 @@ class FlaxOffPolicy(FlaxBase):
 
     def _programs_for(self, algorithm: Any) -> Programs:
         if not self._networks:
-            return _shared_programs(algorithm, type(self)._shape)
+            return _shared_programs(algorithm, type(self)._layout)
         # A user's modules are in no other agent, and must not outlive this one.
         if algorithm not in self._own_programs:
-            self._own_programs[algorithm] = programs_of(algorithm, *self._shape(algorithm))
+            self._own_programs[algorithm] = programs_of(algorithm, *self._layout(algorithm))
         return self._own_programs[algorithm]
 
     def _words(self) -> np.ndarray:
@@ -307,8 +307,8 @@ class FlaxOffPolicy(FlaxBase):
         self._align_targets()
 
     def _align_targets(self) -> None:
-        _, shape = self._shape(self._algorithm_now)
-        targets = {name: jax.tree.map(jnp.array, self._params[own]) for name, own in shape.targets.items()}
+        _, layout = self._layout(self._algorithm_now)
+        targets = {name: jax.tree.map(jnp.array, self._params[own]) for name, own in layout.targets.items()}
         self._opt = {**self._opt, "targets": targets}
 
     def save_state(self, path: str) -> None:
@@ -358,5 +358,5 @@ def _key(words: jax.Array) -> jax.Array:
 
 
 @functools.lru_cache(maxsize=64)
-def _shared_programs(algorithm: Any, shape_of: Callable[[Any], tuple[Any, Shape]]) -> Programs:
-    return programs_of(algorithm, *shape_of(algorithm))
+def _shared_programs(algorithm: Any, layout_of: Callable[[Any], tuple[Any, Layout]]) -> Programs:
+    return programs_of(algorithm, *layout_of(algorithm))

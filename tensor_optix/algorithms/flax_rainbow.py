@@ -10,7 +10,7 @@ import numpy as np
 
 from tensor_optix.algorithms import host_off_policy
 from tensor_optix.algorithms.flax_dqn import FlaxValueBased
-from tensor_optix.algorithms.flax_off_policy import Shape
+from tensor_optix.algorithms.flax_off_policy import Layout
 from tensor_optix.algorithms.flax_ppo import Spaces, shape_of, whole
 from tensor_optix.algorithms.host_off_policy import Table
 from tensor_optix.algorithms.rainbow import Rainbow, RainbowAgent, RainbowConfig
@@ -85,8 +85,8 @@ class FlaxRainbowAgent(FlaxValueBased):
         return Rainbow(spaces, RainbowConfig(prioritized=False, replay_size=1 << 30, **settings))
 
     @staticmethod
-    def _shape(algorithm: Rainbow) -> tuple[Any, Shape]:
-        return RainbowAgent, Shape({"online": algorithm._unravel}, {"target": "online"})
+    def _layout(algorithm: Rainbow) -> tuple[Any, Layout]:
+        return RainbowAgent, Layout({"online": algorithm._unravel}, {"target": "online"})
 
     def action_probs(self, observation: Any) -> np.ndarray:
         """float32 [n_actions] for one observation: 1 for the action of the highest value by mean weights."""

@@ -12,7 +12,7 @@ from flax import nnx
 
 from tensor_optix.adapters.jax.modules import ModuleNetwork, check_output
 from tensor_optix.algorithms import host_off_policy
-from tensor_optix.algorithms.flax_off_policy import FlaxOffPolicy, Shape
+from tensor_optix.algorithms.flax_off_policy import FlaxOffPolicy, Layout
 from tensor_optix.algorithms.flax_ppo import Spaces, shape_of, whole
 from tensor_optix.algorithms.host_actions import ActionBounds
 from tensor_optix.algorithms.host_off_policy import Table
@@ -144,10 +144,10 @@ class FlaxSACAgent(FlaxActorCritic):
         return SAC(spaces, SACConfig(replay_size=1 << 30, **settings), **networks)
 
     @staticmethod
-    def _shape(algorithm: SAC) -> tuple[Any, Shape]:
+    def _layout(algorithm: SAC) -> tuple[Any, Layout]:
         critics = algorithm._critics.unravel
         unravel = {"actor": algorithm._unravel_actor, "critics": critics, "log_alpha": lambda flat: flat}
-        return SACAgent, Shape(unravel, {"target": "critics"})
+        return SACAgent, Layout(unravel, {"target": "critics"})
 
 
 def _critic_pair(critics: Sequence[nnx.Module], spaces: Spaces) -> tuple[ModuleNetwork, ModuleNetwork]:

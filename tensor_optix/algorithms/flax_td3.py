@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from flax import nnx
 
 from tensor_optix.algorithms import host_off_policy
-from tensor_optix.algorithms.flax_off_policy import Shape
+from tensor_optix.algorithms.flax_off_policy import Layout
 from tensor_optix.algorithms.flax_sac import FlaxActorCritic
 from tensor_optix.algorithms.host_off_policy import Table
 from tensor_optix.algorithms.td3 import TD3, TD3Agent, TD3Config
@@ -59,9 +59,9 @@ class FlaxTD3Agent(FlaxActorCritic):
         return TD3(spaces, TD3Config(replay_size=1 << 30, **settings), **networks)
 
     @staticmethod
-    def _shape(algorithm: TD3) -> tuple[Any, Shape]:
+    def _layout(algorithm: TD3) -> tuple[Any, Layout]:
         unravel = {"actor": algorithm._unravel_actor, "critics": algorithm._critics.unravel}
-        return TD3Agent, Shape(unravel, {"target_actor": "actor", "target_critics": "critics"})
+        return TD3Agent, Layout(unravel, {"target_actor": "actor", "target_critics": "critics"})
 
     def learn(self, episode_data: EpisodeData) -> dict[str, Any]:
         delay = self._hyperparams.params["policy_delay"]

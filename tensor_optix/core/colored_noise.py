@@ -27,7 +27,7 @@ def colored_noise(key: jax.Array, shape: tuple[int, ...], exponent: float) -> ja
     share = frequency**-exponent
     share[[0, -1]] /= 2  # the other coefficients stand for two frequencies each, f and -f
     share /= share.sum()
-    # A coefficient c adds 2 Re(c e^iwt) / period, of variance 4 Var(Re c) / period^2; the two ends are real and add once.
+    # A coefficient c adds 2 Re(c e^iwt) / period, of variance 4 Var(Re c) / period^2; the two ends are real, and once.
     scale = period / 2 * np.sqrt(share)
     scale[[0, -1]] *= 2
     tail = (1,) * (len(shape) - 1)

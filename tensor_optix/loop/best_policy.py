@@ -59,7 +59,7 @@ class BestPolicy:
 
     def find(self, snapshot_id: str | None) -> None:
         """The best policy is the snapshot of this id, if it is there."""
-        self.best = {snapshot.snapshot_id: snapshot for snapshot in self._registry.snapshots}.get(snapshot_id)
+        self.best = next((s for s in self._registry.snapshots if s.snapshot_id == snapshot_id), None)
 
     def state_dict(self) -> dict[str, Any]:
         """Names and counts; the snapshots themselves are in the registry."""

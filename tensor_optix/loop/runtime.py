@@ -26,10 +26,9 @@ from typing import Any
 
 MIN_POOL_THREADS = 8
 
-# The threshold is in bytes that a loop's body touches: above some 100 kB one kernel is no longer faster.
-_EXTRA_OPTIONS = (
-    "--xla_backend_extra_options=xla_cpu_small_while_loop_byte_threshold=100000,xla_cpu_use_multi_output_fusion=true"
-)
+# In bytes that a loop's body touches: above some 100 kB one kernel is no longer faster. (Kernels of several results,
+# xla_cpu_use_multi_output_fusion, are faster still for many members, but XLA aborts on some programs with them.)
+_EXTRA_OPTIONS = "--xla_backend_extra_options=xla_cpu_small_while_loop_byte_threshold=100000"
 
 
 class BackendStartedWarning(UserWarning):

@@ -224,7 +224,7 @@ def test_every_switch_changes_the_program():
             {"v_min", "v_max", "epsilon_start", "epsilon_end", "epsilon_steps", *PRIORITY_HYPERPARAMS},
         ),
     ],
-    ids=str,
+    ids=lambda value: "-".join(sorted(value)),
 )
 def test_hyperparameters_without_a_meaning_are_not_listed(settings, switched):
     algorithm = rainbow(**settings)

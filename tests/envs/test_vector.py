@@ -46,6 +46,13 @@ def test_same_transitions_as_gymnax_until_the_first_reset(env_id):
     assert (np.asarray(out.obs)[done] != np.asarray(out.final_obs)[done]).any(axis=-1).all()
 
 
+def test_the_compiler_takes_a_game_with_many_comparisons():
+    """With kernels of several results, one of XLA's options for the CPU, it aborted the process here (jax 0.10.2)."""
+    env = envs.make("SpaceInvaders-MinAtar")
+    state, _ = jax.jit(lambda key: rollout(env, key, 16, 8))(jax.random.key(0))
+    assert np.isfinite(state.episode_return).all()
+
+
 def test_fresh_episodes_are_drawn_as_gymnax_draws_them():
     # Kolmogorov-Smirnov against uniform(-0.05, 0.05), all four components: false alarm below 4e-4, fixed seed.
     from scipy.stats import kstest

@@ -44,8 +44,12 @@ FULL = {
 # Steps so large that every clip binds, and schedules so short that they have begun to bend.
 START = {
     "dqn": {
-        "learning_rate": 0.03, "epsilon_steps": 30.0, "epsilon_end": 0.5, "max_grad_norm": 0.1, "per_beta_steps": 100.0,
-    },  # fmt: skip
+        "learning_rate": 0.03,
+        "epsilon_steps": 30.0,
+        "epsilon_end": 0.5,
+        "max_grad_norm": 0.1,
+        "per_beta_steps": 100.0,
+    },
     "rainbow": {"learning_rate": 0.03, "max_grad_norm": 0.1, "per_beta_steps": 100.0},
     "sac": {"learning_rate": 0.03, "per_beta_steps": 100.0},
     "td3": {"learning_rate": 0.03, "per_beta_steps": 100.0},
