@@ -53,11 +53,9 @@ class ActionValue(nnx.Module):
         activation: str,
         rngs: nnx.Rngs,
     ) -> None:
-        n_in = math.prod(obs_shape)
-        self.image = None
-        if len(obs_shape) == 3:
-            n_in = hidden_sizes[0]
-            self.image = CNN(obs_shape, n_in, (), activation, math.sqrt(2.0), rngs)
+        is_image = len(obs_shape) == 3
+        n_in = hidden_sizes[0] if is_image else math.prod(obs_shape)
+        self.image = CNN(obs_shape, n_in, (), activation, math.sqrt(2.0), rngs) if is_image else None
         self.mlp = MLP(n_in + action_dim, 1, hidden_sizes, activation, 1.0, rngs)
         self.activation = activation
 
