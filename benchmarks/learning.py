@@ -1,4 +1,4 @@
-"""What PPO learns: score after a fixed number of environment steps, at least 10 seeds, with its interval.
+"""What the compiled algorithms learn: score after a fixed number of environment steps, 10 seeds, with its interval.
 
 Deterministic policy, 100 fresh episodes, interquartile mean over seeds with a 95 % bootstrap interval. The policy is
 the one that the run hands back (its best by its own evaluations); steps are training steps, evaluations come on top.
@@ -6,6 +6,7 @@ The reference of the classic tasks is RL Zoo's tuned single run (SB3) at the sam
 its curve is the result. `--out DIR` saves one PNG of curves per environment.
 
     python -m benchmarks.learning --env CartPole-v1 --out curves --json
+    python -m benchmarks.learning --algorithm sac
 """
 
 from __future__ import annotations
@@ -25,16 +26,25 @@ class Task(NamedTuple):
     reference: float | None
 
 
-TASKS = {
-    "CartPole-v1": Task(100_000, 500.0),
-    "Acrobot-v1": Task(1_000_000, -73.5),
-    "MountainCar-v0": Task(1_000_000, -110.0),
-    "MountainCarContinuous-v0": Task(20_000, 88.0),
-    "Pendulum-v1": Task(100_000, -172.0),
-    "Breakout-MinAtar": Task(3_000_000, None),
-    "SpaceInvaders-MinAtar": Task(3_000_000, None),
+MINATAR = {"Breakout-MinAtar": Task(1_000_000, None), "SpaceInvaders-MinAtar": Task(1_000_000, None)}
+TASKS: dict[str, dict[str, Task]] = {
+    "ppo": {
+        "CartPole-v1": Task(100_000, 500.0),
+        "Acrobot-v1": Task(1_000_000, -73.5),
+        "MountainCar-v0": Task(1_000_000, -110.0),
+        "MountainCarContinuous-v0": Task(20_000, 88.0),
+        "Pendulum-v1": Task(100_000, -172.0),
+    },
+    "dqn": {
+        "CartPole-v1": Task(50_000, 500.0),
+        "Acrobot-v1": Task(100_000, -76.6),
+        "MountainCar-v0": Task(120_000, -101.0),
+    },
+    "sac": {"Pendulum-v1": Task(20_000, -157.0), "MountainCarContinuous-v0": Task(50_000, 94.7)},
+    "td3": {"Pendulum-v1": Task(20_000, -152.0), "MountainCarContinuous-v0": Task(300_000, 93.5)},
+    "rainbow": {"CartPole-v1": Task(50_000, None)},
+    "recurrent_ppo": {"MaskedCartPole-v1": Task(300_000, None), "MemoryChain-bsuite": Task(60_000, None)},
 }
-DEFAULT_ENVS = [env for env, task in TASKS.items() if task.steps <= 1_000_000]
 
 
 def plot_curves(curves: list[tuple[np.ndarray, np.ndarray]], title: str, reference: float | None, path: Path) -> None:
@@ -73,8 +83,8 @@ def learn(env: str, algorithm: str, steps: int, seeds: int, eval_every: int | No
 
 def main() -> None:
     parser = arguments(__doc__ or "", timeout_s=3600.0)
-    parser.add_argument("--env", nargs="+", default=DEFAULT_ENVS, help=f"of {', '.join(TASKS)}, or any other")
-    parser.add_argument("--algorithm", default="ppo")
+    parser.add_argument("--env", nargs="+", default=None, help="default: all that the algorithm has a row for")
+    parser.add_argument("--algorithm", default="ppo", help=f"of {', '.join(TASKS)}")
     parser.add_argument("--steps", type=int, default=None, help="environment steps per seed; default: by environment")
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--eval-every", type=int, default=None, help="steps between evaluations; default: the preset's")
@@ -84,8 +94,9 @@ def main() -> None:
     from benchmarks import _ours
 
     rows, notes = [], []
-    for env in args.env:
-        task = TASKS.get(env, Task(200_000, None))
+    tasks = TASKS[args.algorithm]
+    for env in args.env or tasks:
+        task = {**MINATAR, **tasks}.get(env, Task(200_000, None))
         steps = args.steps or task.steps
         reference = task.reference if steps == task.steps else None
         result = learn(env, args.algorithm, steps, args.seeds, args.eval_every)

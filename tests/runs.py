@@ -9,6 +9,9 @@ from tensor_optix.config import RunConfig
 from tensor_optix.loop.session import Session
 from tensor_optix.plan import make_plan
 
+# What XLA compiles with unless told otherwise; the suite's own jits are compiled with less (see conftest.py).
+XLA_DEFAULTS = {"xla_cpu_use_fusion_emitters": True, "xla_backend_optimization_level": 3}
+
 SMALL = {"n_envs": 4, "n_steps": 16, "n_epochs": 2, "n_minibatches": 2, "hidden_sizes": [16]}
 
 

@@ -348,6 +348,7 @@ def learned():
     return {rung: (np.asarray(returns[i]), np.asarray(values[i])) for i, rung in enumerate(KINDS)}
 
 
+@pytest.mark.slow  # DQN climbs it every day
 @pytest.mark.parametrize("rung", KINDS, ids=lambda rung: rung.__name__)
 def test_probe_ladder(learned, rung):
     returns, values = learned[rung]

@@ -20,7 +20,7 @@ from tensor_optix.core.base_optimizer import Tuner
 from tensor_optix.core.search_space import from_unit, search_space, to_unit
 from tensor_optix.core.types import Event, LoopState, Scores, StopReason
 from tensor_optix.optimizers import SPSA
-from tests.runs import assert_same_bits, member
+from tests.runs import XLA_DEFAULTS, assert_same_bits, member
 
 T, B = 96, 8  # windows and members of every compiled run
 NAN, INF = float("nan"), float("inf")
@@ -45,12 +45,12 @@ def brains(config, budget=NO_LIMIT, target=INF, seed=0):
     return _init(config, hyper, keys, budget, target)
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(jax.jit, static_argnums=0, compiler_options=XLA_DEFAULTS)
 def _init(config, hyper, keys, budget, target):
     return jax.vmap(lambda k, b, t: autonomy.init(config, hyper, k, b, t))(keys, budget, target)
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(jax.jit, static_argnums=0, compiler_options=XLA_DEFAULTS)
 def _scan(config, state, scores, finite):
     def window(state, told):
         score, finite = told
@@ -61,7 +61,7 @@ def _scan(config, state, scores, finite):
     return jax.vmap(lambda s, x, f: jax.lax.scan(window, s, (x, f)))(state, scores, finite)
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(jax.jit, static_argnums=0, compiler_options=XLA_DEFAULTS)
 def step(config, state, score, evaluated, finite):
     return autonomy.step(config, state, Scores(score, evaluated, finite))
 
@@ -265,7 +265,8 @@ def test_scan_is_a_python_loop(law):
 def test_shapes_and_dtypes(law):
     config, _, _ = law
     state = member(brains(config), 0)
-    new, decision = jax.eval_shape(functools.partial(told, config), state)
+    told = (jnp.float32(0.0), jnp.bool_(True), jnp.bool_(True))
+    new, decision = jax.eval_shape(functools.partial(step.__wrapped__, config), state, *told)
     for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(new), strict=True):
         assert (a.shape, a.dtype, False) == (b.shape, b.dtype, b.weak_type)
     kinds = {name: leaf.dtype.name for name, leaf in vars(decision).items() if name != "hyperparams"}

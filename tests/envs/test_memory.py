@@ -11,6 +11,7 @@ from tensor_optix.envs import memory
 from tensor_optix.envs.checker import check_environment
 from tensor_optix.envs.memory import MEMORY_LADDER, MaskedCartPole, Recall
 from tensor_optix.envs.spaces import Discrete
+from tests.runs import XLA_DEFAULTS
 
 
 @pytest.mark.parametrize("env", [MaskedCartPole, *MEMORY_LADDER])
@@ -26,7 +27,7 @@ class TestMaskedCartPole:
         key = jax.random.key(0)
         state, obs = env.reset(key, 3)
         peer, seen = whole.reset(key, 3)
-        step, peer_step = jax.jit(env.step), jax.jit(whole.step)
+        step, peer_step = (jax.jit(each.step, compiler_options=XLA_DEFAULTS) for each in (env, whole))
         ended = 0
         for t in range(60):
             np.testing.assert_array_equal(obs, seen[:, [0, 2]])

@@ -9,6 +9,7 @@ from flax import struct
 
 from tensor_optix import envs
 from tensor_optix.envs.spaces import Box, Dict, Discrete, Tuple, action_spec, to_array
+from tensor_optix.loop.runtime import compile_program
 
 
 def rollout(env, key, n, steps):
@@ -49,7 +50,9 @@ def test_same_transitions_as_gymnax_until_the_first_reset(env_id):
 def test_the_compiler_takes_a_game_with_many_comparisons():
     """With kernels of several results, one of XLA's options for the CPU, it aborted the process here (jax 0.10.2)."""
     env = envs.make("SpaceInvaders-MinAtar")
-    state, _ = jax.jit(lambda key: rollout(env, key, 16, 8))(jax.random.key(0))
+    key = jax.random.key(0)
+    compiled = compile_program(jax.jit(lambda key: rollout(env, key, 16, 8)).lower(key), "cpu")
+    state, _ = compiled(key)
     assert np.isfinite(state.episode_return).all()
 
 

@@ -15,7 +15,8 @@ from tensor_optix.training import resume, train
 from tests.laws.test_algorithms import ENVIRONMENTS, SMALL
 from tests.runs import assert_same_bits, session_of
 
-NAMES = registry.names()
+QUICK = ("dqn",)  # what the others do beyond these, other tests show; all of them are run as slow ones
+NAMES = [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in registry.names()]
 WINDOWS = 6  # enough to fill the replays
 
 
