@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from tensor_optix.networks.torsos import ACTIVATIONS, CNN, MLP, torso
+from tensor_optix.networks.torsos import ACTIVATIONS, MLP, torso
 
 
 class Dueling(nnx.Module):
@@ -53,9 +53,8 @@ class ActionValue(nnx.Module):
         activation: str,
         rngs: nnx.Rngs,
     ) -> None:
-        is_image = len(obs_shape) == 3
-        n_in = hidden_sizes[0] if is_image else math.prod(obs_shape)
-        self.image = CNN(obs_shape, n_in, (), activation, math.sqrt(2.0), rngs) if is_image else None
+        n_in = hidden_sizes[0] if len(obs_shape) == 3 else math.prod(obs_shape)
+        self.image = torso(obs_shape, n_in, (), activation, math.sqrt(2.0), rngs) if len(obs_shape) == 3 else None
         self.mlp = MLP(n_in + action_dim, 1, hidden_sizes, activation, 1.0, rngs)
         self.activation = activation
 
