@@ -88,6 +88,10 @@ _PUBLIC = {
     "BackoffScheduler": "tensor_optix.core.backoff_shell",
     "RegimeDetector": "tensor_optix.core.regime_detector",
     "SPSAOptimizer": "tensor_optix.optimizers.spsa",
+    # replay for hosts
+    "PrioritizedReplayBuffer": "tensor_optix.core.prioritized_buffer",
+    "HERReplayBuffer": "tensor_optix.core.her_buffer",
+    "HERBuffer": "tensor_optix.core.her_buffer",
     # mathematics
     "compute_gae": "tensor_optix.core.returns",
     "compute_vtrace_targets": "tensor_optix.core.returns",
