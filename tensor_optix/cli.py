@@ -138,8 +138,8 @@ def _train(args: argparse.Namespace) -> int:
     if not isinstance(run, RunConfig):
         return _on_host("train", run, args)
     _check_plot(args.plot)
+    _start_runtime(args)  # before gymnax is imported, which computes
     _check_environment(run.env)
-    _start_runtime(args)
     run_dir = None if args.no_run_dir else args.run_dir or _fresh_run_dir(run)
     result = run_config(run, run_dir=run_dir, overwrite=args.overwrite, progress=not args.quiet)
     return _present(result, args)

@@ -85,6 +85,7 @@ class TestTrain:
         assert (facts["env"], facts["algorithm"], facts["env_steps"]) == ("CartPole-v1", "ppo", 2048)
         assert facts["run_dir"] == str(folder / "run")
         assert "Traceback" not in trained.stderr
+        assert "Warning" not in trained.stderr  # of a backend that was up before it was prepared
 
     def test_file_overrides_and_options_come_together(self, trained, folder):
         settings = RunDir.read(folder / "run").manifest["config"]
