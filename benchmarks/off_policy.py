@@ -21,9 +21,11 @@ OURS = """
 import sys, json
 from tensor_optix import train
 algorithm, env, seeds, steps = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
-config = {"n_envs": 1, "train_every": 1, "updates": 1, "batch_size": 256, "hidden_sizes": [64, 64],
+config = {"n_envs": 1, "n_steps": 256, "train_every": 1, "updates": 1, "batch_size": 256, "hidden_sizes": [64, 64],
           "activation": "silu", "replay_size": 131072, "warmup_steps": 2048}
-hyperparams = {"learning_rate": 3e-4, "tau": 0.01}
+if algorithm == "dqn":
+    config |= {"target_period": 0, "double": True}
+hyperparams = {"learning_rate": 3e-4, "gamma": 0.99, "tau": 0.01}
 result = train(env, algorithm, seeds=seeds, total_steps=steps, stop=False, progress=False, config=config,
                hyperparams=hyperparams, eval_every=4096, final_episodes=1)
 print(json.dumps({"speed": result.env_steps_per_s, "compile_s": result.compile_s}))
