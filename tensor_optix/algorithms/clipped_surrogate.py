@@ -8,10 +8,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 from jax.flatten_util import ravel_pytree
 
+from tensor_optix.algorithms import flat_adam
 from tensor_optix.algorithms.contract import Hyperparams
+from tensor_optix.algorithms.flat_adam import Trained
 from tensor_optix.networks.distributions import Categorical, DiagonalGaussian
 
 # What `window` and `update` report, means over their minibatches.
@@ -66,18 +67,11 @@ def descend(
     hyper: Hyperparams,
     carry: tuple[jax.Array, Any],
 ) -> tuple[tuple[jax.Array, Any], dict[str, jax.Array]]:
-    """One step of Adam on (parameters [P], optimiser state) along the gradient of `loss`, its norm clipped before.
-
-    The optimiser works on one flat vector: a kernel for each leaf would cost more than the gradient itself.
-    """
-    flat, opt = carry
-    adam = optax.scale_by_adam(eps=hyper["adam_eps"])
-    clip = optax.clip_by_global_norm(hyper["max_grad_norm"])
-    grads, losses = jax.grad(loss, has_aux=True)(unravel(flat))
-    with jax.numpy_dtype_promotion("standard"):  # optax mixes its integer count with floats
-        grads, _ = clip.update(ravel_pytree(grads)[0], optax.EmptyState())
-        updates, opt = adam.update(grads, opt)
-    return (flat - hyper["learning_rate"] * updates, opt), losses
+    """One step of Adam on (parameters [P], optimiser state) along the gradient of `loss`, its norm clipped before."""
+    before = Trained(*carry)
+    grads, losses = jax.grad(loss, has_aux=True)(unravel(before.params))
+    after = flat_adam.step(before, grads, hyper["learning_rate"], hyper["adam_eps"], hyper["max_grad_norm"])
+    return (after.params, after.opt), losses
 
 
 def descend_over(
@@ -114,9 +108,3 @@ def annealed(hyper: Hyperparams, window: jax.Array, anneal_windows: int) -> Hype
     done = window.astype(jnp.float32) / jnp.float32(anneal_windows)
     left = jnp.maximum(jnp.float32(0.0), jnp.float32(1.0) - done)
     return hyper | {name: hyper[name] * left for name in ("learning_rate", "clip_range")}
-
-
-def all_finite(tree: Any) -> jax.Array:
-    """[] bool: every float leaf is finite."""
-    leaves = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating)]
-    return jnp.stack([jnp.isfinite(x).all() for x in leaves]).all()

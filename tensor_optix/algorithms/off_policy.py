@@ -7,7 +7,6 @@ are drawn in bulk before the scan.
 
 from __future__ import annotations
 
-import dataclasses
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import partial
@@ -20,6 +19,7 @@ from flax import struct
 from tensor_optix.algorithms.contract import Hyperparams, WindowStats
 from tensor_optix.algorithms.flat_adam import Trained
 from tensor_optix.core import prioritized, replay
+from tensor_optix.core.finite import all_finite
 from tensor_optix.core.prioritized import Priorities
 from tensor_optix.core.replay import Replay, Transitions
 from tensor_optix.core.search_space import SearchSpace, search_space
@@ -316,14 +316,3 @@ class OffPolicy(ABC):
 
     def _example(self) -> Hyperparams:
         return {name: jnp.float32(value) for name, value in self.hyperparams().items()}
-
-
-def all_finite(tree: Any) -> jax.Array:
-    """[] bool: every float leaf is finite."""
-    leaves = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating)]
-    return jnp.stack([jnp.isfinite(x).all() for x in leaves]).all()
-
-
-def replaced(algorithm: Any, **config: Any) -> Any:
-    """The same algorithm with other settings."""
-    return dataclasses.replace(algorithm, config=dataclasses.replace(algorithm.config, **config))

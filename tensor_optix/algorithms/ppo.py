@@ -19,7 +19,6 @@ from jax.flatten_util import ravel_pytree
 from tensor_optix.algorithms.clipped_surrogate import (
     LOSSES,
     Batch,
-    all_finite,
     clipped_loss,
     descend,
     descend_over,
@@ -37,6 +36,7 @@ from tensor_optix.algorithms.ppo_base import (
     Rollout,
 )
 from tensor_optix.core import normalizers, returns
+from tensor_optix.core.finite import all_finite
 from tensor_optix.core.permutation import permutations
 from tensor_optix.core.sparse_rows import update_rows
 from tensor_optix.envs.vector import EpisodeSums, VectorState

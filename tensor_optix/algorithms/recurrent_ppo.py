@@ -17,10 +17,11 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
-from tensor_optix.algorithms.clipped_surrogate import Batch, all_finite, clipped_loss, descend_over
+from tensor_optix.algorithms.clipped_surrogate import Batch, clipped_loss, descend_over
 from tensor_optix.algorithms.contract import Hyperparams, WindowStats
 from tensor_optix.algorithms.ppo_base import BasePPO, PPOConfig, PPOLearner, PPOPolicy, Rollout
 from tensor_optix.core import normalizers, returns
+from tensor_optix.core.finite import all_finite
 from tensor_optix.core.permutation import permutations
 from tensor_optix.core.sparse_rows import update_rows
 from tensor_optix.envs.vector import EpisodeSums
