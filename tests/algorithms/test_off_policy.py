@@ -254,7 +254,7 @@ def test_td3():
     agent = agent.replace(
         actor=perturbed(agent.actor, 1),
         critics=perturbed(agent.critics, 2),
-        target_actor=perturbed(agent.actor, 3).params,
+        target_actor=4 * perturbed(agent.actor, 3).params,  # actions near the border, where clipping shows
         target_critics=perturbed(agent.critics, 4).params,
     )
     batch, theirs = batch_of(algorithm, 5)
