@@ -18,7 +18,9 @@ from flax import struct
 from tensor_optix.algorithms import flat_adam
 from tensor_optix.algorithms.contract import Hyperparams
 from tensor_optix.algorithms.flat_adam import Trained
-from tensor_optix.algorithms.off_policy import OffPolicy, OffPolicyConfig, OffPolicyLearner
+from tensor_optix.algorithms.off_policy import OffPolicy, OffPolicyLearner
+from tensor_optix.algorithms.off_policy_config import OffPolicyConfig
+from tensor_optix.core.action_mask import masked
 from tensor_optix.core.replay import Transitions
 from tensor_optix.networks.functional import Network
 from tensor_optix.networks.torsos import torso
@@ -111,22 +113,23 @@ class DQN(OffPolicy):
         if deterministic:
             return greedy, carry
         noise = self.draw_exploration(key, greedy.shape)
-        return self._randomly(greedy, noise, policy.epsilon), carry
+        return self._randomly(greedy, obs, noise, policy.epsilon), carry
 
     def draw_exploration(self, key: jax.Array, shape: tuple[int, ...]) -> Any:
         key_coin, key_choice = jax.random.split(key)
-        choice = jax.random.randint(key_choice, shape, 0, self.env.n_actions, jnp.int32)
-        return jax.random.uniform(key_coin, shape, jnp.float32), choice
+        return jax.random.uniform(key_coin, shape, jnp.float32), self.draw_choices(key_choice, shape)
 
     def explore(self, agent: DQNAgent, obs: jax.Array, noise: Any, hyper: Hyperparams, steps: jax.Array) -> jax.Array:
-        return self._randomly(self._greedy(self._unravel(agent.online.params), obs), noise, epsilon(hyper, steps))
+        greedy = self._greedy(self._unravel(agent.online.params), obs)
+        return self._randomly(greedy, obs, noise, epsilon(hyper, steps))
 
     def _greedy(self, params: Any, obs: jax.Array) -> jax.Array:
-        return jnp.argmax(self._network.apply(params, obs), axis=-1).astype(jnp.int32)
+        values = masked(self._network.apply(params, obs), self.env.action_mask(obs))
+        return jnp.argmax(values, axis=-1).astype(jnp.int32)
 
-    def _randomly(self, greedy: jax.Array, noise: Any, chance: jax.Array) -> jax.Array:
+    def _randomly(self, greedy: jax.Array, obs: jax.Array, noise: Any, chance: jax.Array) -> jax.Array:
         coin, choice = noise
-        return jnp.where(coin < chance, choice, greedy)
+        return jnp.where(coin < chance, self.allowed(choice, obs), greedy)
 
     # -- learning ------------------------------------------------------------------------------------------
 
@@ -157,8 +160,11 @@ class DQN(OffPolicy):
         return batch.reward + batch.discount * value
 
     def values(self, params: jax.Array, obs: jax.Array) -> jax.Array:
-        """[*batch, n_actions] float32 for flat parameters [P] and observations [*batch, *obs]."""
-        return self._network.apply(self._unravel(params), obs)
+        """[*batch, n_actions] float32 for flat parameters [P] and observations [*batch, *obs].
+
+        Those of actions that are not allowed are `action_mask.NEVER`.
+        """
+        return masked(self._network.apply(self._unravel(params), obs), self.env.action_mask(obs))
 
     def _loss(self, params: Any, batch: Transitions, target: jax.Array) -> tuple[jax.Array, Any]:
         """Huber loss of the temporal-difference error, as the clipped error of Mnih et al. 2015."""

@@ -45,6 +45,12 @@ class Spaces:
     action_kind: str  # "discrete" or "continuous"
     n_actions: int = 0
     action_dim: int = 0
+    name: str = "it"
+    goals: None = None
+    mask: None = None
+
+    def action_mask(self, obs: jax.Array) -> None:
+        """All actions are allowed."""
 
 
 class Programs(NamedTuple):

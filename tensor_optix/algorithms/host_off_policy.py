@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from tensor_optix.algorithms.off_policy import PRIORITY_HYPERPARAMS, PRIORITY_LIMITS
+from tensor_optix.algorithms.off_policy_config import PRIORITY_HYPERPARAMS, PRIORITY_LIMITS
 
 # Of collecting, storing and drawing; an agent's own defaults may differ.
 DEFAULTS: dict[str, float] = {

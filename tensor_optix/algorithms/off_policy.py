@@ -9,68 +9,29 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 from flax import struct
 
+from tensor_optix.algorithms import novelty_bonus
 from tensor_optix.algorithms.contract import Hyperparams, WindowStats
 from tensor_optix.algorithms.flat_adam import Trained
-from tensor_optix.core import prioritized, replay
+from tensor_optix.algorithms.off_policy_config import OffPolicyConfig, optional_hyperparams, optional_limits
+from tensor_optix.core import achieved_goals, novelty, prioritized, replay
+from tensor_optix.core.action_mask import choose
 from tensor_optix.core.finite import all_finite
 from tensor_optix.core.prioritized import Priorities
 from tensor_optix.core.replay import Replay, Transitions
 from tensor_optix.core.search_space import SearchSpace, search_space
-from tensor_optix.envs.vector import VectorEnv, VectorState
-from tensor_optix.networks.torsos import ACTIVATIONS
+from tensor_optix.envs.parts import Goals
+from tensor_optix.envs.vector import StepOut, VectorEnv, VectorState
 
 Agent = Any  # what learns: networks, targets, moments; a pytree
 
 MANY = 2**30
-
-PRIORITY_HYPERPARAMS = {"per_alpha": 0.6, "per_beta": 0.4, "per_beta_steps": 1e6, "per_eps": 1e-6}
-PRIORITY_LIMITS = {
-    "per_alpha": (0.0, 2.0),
-    "per_beta": (0.0, 1.0),
-    "per_beta_steps": (1.0, 1e12),
-    "per_eps": (0.0, 1.0),
-}
-
-
-@dataclass(frozen=True)
-class OffPolicyConfig:
-    """Everything static about collecting, storing and drawing. Changing a field recompiles."""
-
-    n_envs: int = 1
-    n_steps: int = 256  # of every environment in a window
-    train_every: int = 1  # steps of every environment between rounds of updates
-    updates: int = 1  # gradient steps in a round
-    batch_size: int = 256
-    replay_size: int = 100_000  # transitions
-    warmup_steps: int = 1000  # transitions before the first update
-    n_step: int = 1  # rewards summed before bootstrapping
-    prioritized: bool = False
-    hidden_sizes: tuple[int, ...] = (256, 256)
-    activation: str = "relu"
-
-    def __post_init__(self) -> None:
-        for name in ("n_envs", "n_steps", "train_every", "updates", "batch_size", "replay_size", "n_step"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.n_steps % self.train_every:
-            raise ValueError(f"train_every must divide n_steps={self.n_steps}, got {self.train_every}")
-        needed = max(self.batch_size, self.n_envs * self.n_step)
-        if self.replay_size < needed:
-            raise ValueError(f"replay_size must hold a batch and n_step rows ({needed}), got {self.replay_size}")
-        if not self.n_envs * self.n_step <= self.warmup_steps <= self.replay_size:
-            raise ValueError(
-                f"warmup_steps must be from n_envs * n_step ({self.n_envs * self.n_step}) to replay_size "
-                f"({self.replay_size}), got {self.warmup_steps}"
-            )
-        if self.activation not in ACTIVATIONS:
-            raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, got {self.activation!r}")
 
 
 class OffPolicyLearner(struct.PyTreeNode):
@@ -79,6 +40,8 @@ class OffPolicyLearner(struct.PyTreeNode):
     agent: Agent
     replay: Replay
     priorities: Any  # Priorities, or () where all transitions are drawn alike
+    goals: Any  # AchievedGoals, or () without hindsight
+    novelty: Any  # Novelty, or () without a bonus for it
     env_state: VectorState  # N environments
     obs: jax.Array  # [N, *obs]
     steps: jax.Array  # [] int32, environment steps so far; stays at MANY, where every schedule has long ended
@@ -105,6 +68,13 @@ class OffPolicy(ABC):
     limits: ClassVar[dict[str, tuple[float, float]]]
     bounds: ClassVar[dict[str, tuple[Any, ...]]]  # tuned online unless the caller says otherwise
     losses: ClassVar[tuple[str, ...]]  # what `update` reports
+
+    def __post_init__(self) -> None:
+        if self.config.hindsight not in ("auto", "off") and self.env.goals is None:
+            raise ValueError(
+                f"hindsight={self.config.hindsight!r} needs an environment with goals, and {self.env.name} has none: "
+                "its observation must be a Dict with achieved_goal and desired_goal, and it must have compute_reward"
+            )
 
     # -- what a subclass gives -----------------------------------------------------------------------------
 
@@ -136,16 +106,17 @@ class OffPolicy(ABC):
         return self.config.n_envs * self.config.n_steps
 
     def hyperparams(self) -> dict[str, float]:
-        return {**self.defaults, **(PRIORITY_HYPERPARAMS if self.config.prioritized else {})}
+        return {**self.defaults, **optional_hyperparams(self.config, bool(self._hindsight))}
 
     def hyperparam_limits(self) -> dict[str, tuple[float, float]]:
-        return {**self.limits, **(PRIORITY_LIMITS if self.config.prioritized else {})}
+        return {**self.limits, **optional_limits(self.config, bool(self._hindsight))}
 
     def search_space(self) -> SearchSpace:
         return search_space(self.bounds)
 
     def init(self, key: jax.Array, hyper: Hyperparams) -> OffPolicyLearner:
         key_agent, key_env, key_action = jax.random.split(key, 3)
+        key_agent, key_novelty = jax.random.split(key_agent) if self.config.rnd else (key_agent, key_agent)
         env_state, obs = self.env.reset(key_env, self.config.n_envs)
         action = self.env.sample_action(key_action, self.config.n_envs)
         stored = replay.init(self.config.replay_size, obs, action, self.env.max_episode_steps)
@@ -153,6 +124,8 @@ class OffPolicy(ABC):
             agent=self.init_agent(key_agent, hyper),
             replay=stored,
             priorities=self._no_priorities(),
+            goals=achieved_goals.init(stored.end.shape[0], self._goals.reached(obs)) if self._hindsight else (),
+            novelty=novelty.init(key_novelty, self.env.obs_shape) if self.config.rnd else (),
             env_state=env_state,
             obs=obs,
             steps=jnp.int32(0),
@@ -165,13 +138,18 @@ class OffPolicy(ABC):
         config = self.config
         rounds = config.n_steps // config.train_every
         key_steps, key_random, key_explore, key_draw, key_update = jax.random.split(key, 5)
-        count = config.n_steps * config.n_envs
-        random = self.env.sample_action(key_random, count)
-        random = random.reshape(config.n_steps, config.n_envs, *random.shape[1:])
-        acting = (jax.random.split(key_steps, config.n_steps), random, self._explorations(key_explore))
+        acting = (
+            jax.random.split(key_steps, config.n_steps),
+            self._draw_random(key_random),
+            self.draw_exploration(key_explore, (config.n_steps, config.n_envs)),
+        )
         n_updates = rounds * config.updates
-        bits = self._draw_places(key_draw, n_updates)
-        learning = (bits, self.draw_updates(key_update, n_updates))
+        key_update, key_goals = jax.random.split(key_update) if self._hindsight else (key_update, key_update)
+        learning = (
+            self._draw_places(key_draw, n_updates),
+            self.draw_updates(key_update, n_updates),
+            jax.random.split(key_goals, n_updates) if self._hindsight else (),
+        )
 
         def in_rounds(tree: Any, each: int) -> Any:
             return jax.tree.map(lambda x: x.reshape(rounds, each, *x.shape[1:]), tree)
@@ -191,7 +169,7 @@ class OffPolicy(ABC):
         stats = WindowStats(
             return_sum=episodes.return_sum,
             episodes=episodes.episodes,
-            finite=finite & all_finite(learner.agent),
+            finite=finite & all_finite((learner.agent, learner.novelty)),
             losses=jax.tree.map(lambda total: total / done, sums),
         )
         return learner.replace(env_state=env_state), stats
@@ -201,10 +179,11 @@ class OffPolicy(ABC):
 
     def snapshot(self, learner: OffPolicyLearner) -> Any:
         """What is learned. The replay is no part of it: what was seen stays seen."""
-        return learner.agent
+        return learner.agent, learner.novelty
 
     def restore(self, learner: OffPolicyLearner, snapshot: Any) -> OffPolicyLearner:
-        return learner.replace(agent=snapshot)
+        agent, known = snapshot
+        return learner.replace(agent=agent, novelty=known)
 
     def reset_envs(self, learner: OffPolicyLearner, key: jax.Array) -> OffPolicyLearner:
         """Fresh episodes and an empty replay: a fault may be in what was stored."""
@@ -214,12 +193,13 @@ class OffPolicy(ABC):
             obs=obs,
             replay=replay.restart(learner.replay, obs),
             priorities=self._no_priorities(),
+            goals=achieved_goals.restart(learner.goals) if self._hindsight else (),
         )
 
     def replay_bytes(self) -> int:
-        """Memory of one member's replay, priorities included."""
+        """Memory of one member's replay, priorities and achieved goals included."""
         learner = jax.eval_shape(lambda key: self.init(key, self._example()), jax.random.key(0))
-        return replay.n_bytes((learner.replay, learner.priorities))
+        return replay.n_bytes((learner.replay, learner.priorities, learner.goals))
 
     # -- collecting ----------------------------------------------------------------------------------------
 
@@ -230,7 +210,7 @@ class OffPolicy(ABC):
             learner, finite = carry
             key, random, noise = xs
             action = self.explore(learner.agent, learner.obs, noise, hyper, learner.steps)
-            action = jnp.where(learner.steps < self.config.warmup_steps, random, action)
+            action = jnp.where(learner.steps < self.config.warmup_steps, self.allowed(random, learner.obs), action)
             env_state, out = self.env.step(key, learner.env_state, action)
             stored = replay.add(
                 learner.replay, action, out.reward, out.terminated, out.truncated, out.obs, out.final_obs
@@ -238,6 +218,7 @@ class OffPolicy(ABC):
             learner = learner.replace(
                 replay=stored,
                 priorities=self._prioritize_new(learner.priorities, stored, hyper),
+                goals=self._reached(learner, out),
                 env_state=env_state,
                 obs=out.obs,
                 steps=jnp.minimum(learner.steps + self.config.n_envs, MANY),
@@ -249,8 +230,29 @@ class OffPolicy(ABC):
             return step(carry, jax.tree.map(lambda x: x[0], xs))[0]
         return jax.lax.scan(step, carry, xs)[0]
 
-    def _explorations(self, key: jax.Array) -> Any:
-        return self.draw_exploration(key, (self.config.n_steps, self.config.n_envs))
+    def _draw_random(self, key: jax.Array) -> jax.Array:
+        """What the actions before the end of the warm-up are made of: [T, N], or [T, N, D]."""
+        shape = self.config.n_steps, self.config.n_envs
+        if self.env.mask is not None:
+            return self.draw_choices(key, shape)
+        actions = self.env.sample_action(key, shape[0] * shape[1])
+        return actions.reshape(*shape, *actions.shape[1:])
+
+    def draw_choices(self, key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+        """What `allowed` makes discrete actions of, each alike: actions, or random bits where masks decide."""
+        if self.env.mask is not None:
+            return jax.random.bits(key, shape, jnp.uint32)
+        return jax.random.randint(key, shape, 0, self.env.n_actions, jnp.int32)
+
+    def allowed(self, drawn: jax.Array, obs: jax.Array) -> jax.Array:
+        """Actions [*batch] that observations [*batch, *obs] allow; what is drawn without masks is one already."""
+        mask = self.env.action_mask(obs)
+        return drawn if mask is None else choose(drawn, mask)
+
+    def _reached(self, learner: OffPolicyLearner, out: StepOut) -> Any:
+        if not self._hindsight:
+            return ()
+        return achieved_goals.add(learner.goals, learner.replay.cursor, self._goals.reached(out.final_obs), out.done)
 
     # -- learning ------------------------------------------------------------------------------------------
 
@@ -259,30 +261,52 @@ class OffPolicy(ABC):
     ) -> tuple[OffPolicyLearner, dict[str, jax.Array]]:
         """A round of updates; summed losses. Nothing before the warm-up is over."""
         none = dict.fromkeys(self.losses, jnp.float32(0.0))
-        moving = (learner.agent, learner.priorities, learner.updates, none)
+        moving = (learner.agent, learner.novelty, learner.priorities, learner.updates, none)
 
         def learn(moving: tuple[Any, ...]) -> tuple[Any, ...]:
-            update = partial(self._update, learner.replay, hyper, learner.steps)
+            update = partial(self._update, learner, hyper)
             if self.config.updates == 1:
                 return update(moving, jax.tree.map(lambda x: x[0], xs))[0]
             return jax.lax.scan(update, moving, xs)[0]
 
         ready = learner.replay.size * self.config.n_envs >= self.config.warmup_steps
-        agent, priorities, updates, losses = jax.lax.cond(ready, learn, lambda moving: moving, moving)
-        return learner.replace(agent=agent, priorities=priorities, updates=updates), losses
+        agent, known, priorities, updates, losses = jax.lax.cond(ready, learn, lambda moving: moving, moving)
+        return learner.replace(agent=agent, novelty=known, priorities=priorities, updates=updates), losses
 
     def _update(
-        self, stored: Replay, hyper: Hyperparams, steps: jax.Array, moving: tuple[Any, ...], xs: tuple[Any, Any]
+        self, seen: OffPolicyLearner, hyper: Hyperparams, moving: tuple[Any, ...], xs: tuple[Any, Any, Any]
     ) -> tuple[tuple[Any, ...], None]:
-        agent, priorities, updates, sums = moving
-        drawn, noise = xs
-        place, weight = self._places(priorities, stored, drawn, hyper, steps)
-        batch = replay.read(stored, place, self.config.n_step, hyper["gamma"])
+        """One update from what `seen` has stored; what it knows is older than what is moving."""
+        agent, known, priorities, updates, sums = moving
+        drawn, noise, key_goals = xs
+        place, weight = self._places(priorities, seen.replay, drawn, hyper, seen.steps)
+        batch = replay.read(seen.replay, place, self.config.n_step, hyper["gamma"])
         batch = batch.replace(weight=batch.weight * weight)
+        if self._hindsight:
+            ways = (self._hindsight, hyper["hindsight_share"], self._goals.wanting, self.env.goal_worth)
+            batch = achieved_goals.relabel(seen.goals, seen.replay, batch, place, key_goals, *ways)
+        if self.config.rnd:
+            # By what is known now: a bonus that was stored would be that of long ago. Nothing is known of a task's end.
+            follows = (batch.discount > 0) & (batch.weight > 0)
+            known, bonus = novelty_bonus.rewarded(known, batch.next_obs, follows.astype(jnp.float32), hyper)
+            batch = batch.replace(reward=batch.reward + bonus)
         agent, td_error, losses = self.update(agent, batch, noise, hyper, updates)
         if self.config.prioritized:
             priorities = prioritized.update(priorities, place, td_error, hyper["per_alpha"], hyper["per_eps"])
-        return (agent, priorities, updates + 1, jax.tree.map(jnp.add, sums, losses)), None
+        return (agent, known, priorities, updates + 1, jax.tree.map(jnp.add, sums, losses)), None
+
+    @cached_property
+    def _hindsight(self) -> str:
+        """The strategy; "" without hindsight."""
+        strategy, goals = self.config.hindsight, self.env.goals
+        if strategy == "auto":
+            return "future" if goals is not None and self.config.n_step == 1 else ""
+        return "" if strategy == "off" else strategy
+
+    @property
+    def _goals(self) -> Goals:
+        assert self.env.goals is not None  # hindsight is refused without goals
+        return self.env.goals
 
     # -- which transitions ---------------------------------------------------------------------------------
 

@@ -64,12 +64,14 @@ class PPO(BasePPO):
     def init(self, key: jax.Array, hyper: Hyperparams) -> PPOLearner:
         key_actor, key_critic, key_env = jax.random.split(key, 3)
         params = self.init_params(key_actor, key_critic)
+        key_env, key_novelty = jax.random.split(key_env) if self.config.rnd else (key_env, key_env)
         env_state, obs = self.env.reset(key_env, self.config.n_envs)
         return PPOLearner(
             params=params,
             opt=self.init_opt(params),
             obs_moments=normalizers.init_moments(self.env.obs_shape) if self.config.normalize_observations else (),
             reward_scale=normalizers.init_reward_scale(self.config.n_envs) if self.config.normalize_rewards else (),
+            novelty=self.init_novelty(key_novelty),
             env_state=env_state,
             obs=obs,
             window=jnp.int32(0),
@@ -78,15 +80,15 @@ class PPO(BasePPO):
     def window(self, learner: PPOLearner, hyper: Hyperparams, key: jax.Array) -> tuple[PPOLearner, WindowStats]:
         keys = jax.random.split(key, 2 + self.config.n_steps)
         env_state, obs, rollout, episodes = self._collect(learner, keys[1:])
-        reward_scale, rewards = self._scale_rewards(learner.reward_scale, rollout, hyper)
+        reward_scale, known, rewards = self._rewards(learner, rollout, hyper)
         batch = self._batch(learner, rollout, rewards, obs, hyper)
         params, opt, losses = self._update(learner, batch, hyper, keys[0])
         obs_moments = self._observed(learner, rollout)
-        learner = PPOLearner(params, opt, obs_moments, reward_scale, env_state, obs, learner.window + 1)
+        learner = PPOLearner(params, opt, obs_moments, reward_scale, known, env_state, obs, learner.window + 1)
         stats = WindowStats(
             return_sum=episodes.return_sum,
             episodes=episodes.episodes,
-            finite=all_finite((ravel_pytree(params)[0], opt, obs_moments, reward_scale, rollout.reward)),
+            finite=all_finite((ravel_pytree(params)[0], opt, obs_moments, reward_scale, known, rollout.reward)),
             losses=losses,
         )
         return learner, stats
@@ -139,7 +141,9 @@ class PPO(BasePPO):
 
     def _distribution(self, actor: Params, log_std: Any, obs: jax.Array) -> Categorical | DiagonalGaussian:
         out = self._actor.apply(actor, obs)
-        return Categorical(out) if self._discrete else DiagonalGaussian(out, jnp.broadcast_to(log_std, out.shape))
+        if self._discrete:
+            return self._categorical(out, obs)
+        return DiagonalGaussian(out, jnp.broadcast_to(log_std, out.shape))
 
     def _value(self, critic: Params, obs: jax.Array) -> jax.Array:
         return self._critic.apply(critic, obs)[..., 0]

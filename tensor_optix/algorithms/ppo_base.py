@@ -12,11 +12,14 @@ import optax
 from flax import struct
 from jax.flatten_util import ravel_pytree
 
+from tensor_optix.algorithms import novelty_bonus
 from tensor_optix.algorithms.clipped_surrogate import annealed
 from tensor_optix.algorithms.contract import Hyperparams
-from tensor_optix.core import normalizers
+from tensor_optix.core import normalizers, novelty
+from tensor_optix.core.action_mask import masked
 from tensor_optix.core.search_space import SearchSpace, search_space
 from tensor_optix.envs.vector import VectorEnv, VectorState
+from tensor_optix.networks.distributions import Categorical
 from tensor_optix.networks.functional import Params
 from tensor_optix.networks.torsos import ACTIVATIONS
 
@@ -67,6 +70,7 @@ class PPOConfig:
     normalize_advantages: bool = True
     clip_value: bool = False  # clip the value update by clip_range, as in the 2017 reference code
     anneal_windows: int = 0  # learning rate and clip range fall linearly to 0 over so many windows; 0: constant
+    rnd: bool = False  # a bonus for novelty, by random network distillation
     initial_log_std: float = 0.0  # continuous actions, in units of half the action range
 
     def __post_init__(self) -> None:
@@ -99,6 +103,7 @@ class PPOLearner(struct.PyTreeNode):
     opt: Any  # optax.ScaleByAdamState of the parameters as one flat vector [P]
     obs_moments: Any  # normalizers.Moments [*obs] or ()
     reward_scale: Any  # normalizers.RewardScale or ()
+    novelty: Any  # Novelty, or () without a bonus for it
     env_state: VectorState  # N environments
     obs: jax.Array  # [N, *obs]
     window: jax.Array  # [] int32, windows learned so far
@@ -134,10 +139,10 @@ class BasePPO:
         return 0
 
     def hyperparams(self) -> dict[str, float]:
-        return dict(HYPERPARAMS)
+        return {**HYPERPARAMS, **(novelty_bonus.HYPERPARAMS if self.config.rnd else {})}
 
     def hyperparam_limits(self) -> dict[str, tuple[float, float]]:
-        return dict(LIMITS)
+        return {**LIMITS, **(novelty_bonus.LIMITS if self.config.rnd else {})}
 
     def search_space(self) -> SearchSpace:
         return search_space(BOUNDS)
@@ -146,13 +151,22 @@ class BasePPO:
         return PPOPolicy(learner.params["actor"], learner.params.get("log_std", ()), learner.obs_moments)
 
     def snapshot(self, learner: PPOLearner) -> Any:
-        return (learner.params, learner.opt, learner.obs_moments, learner.reward_scale, learner.window)
+        return (
+            learner.params,
+            learner.opt,
+            learner.obs_moments,
+            learner.reward_scale,
+            learner.novelty,
+            learner.window,
+        )
 
     def restore(self, learner: PPOLearner, snapshot: Any) -> PPOLearner:
-        params, opt, obs_moments, reward_scale, window = snapshot
-        return learner.replace(
-            params=params, opt=opt, obs_moments=obs_moments, reward_scale=reward_scale, window=window
-        )
+        names = ("params", "opt", "obs_moments", "reward_scale", "novelty", "window")
+        return learner.replace(**dict(zip(names, snapshot, strict=True)))
+
+    def init_novelty(self, key: jax.Array) -> Any:
+        """Nothing known yet, or () without a bonus for novelty."""
+        return novelty.init(key, self.env.obs_shape) if self.config.rnd else ()
 
     def init_opt(self, params: Any) -> Any:
         """The optimiser's state before the first update."""
@@ -162,9 +176,17 @@ class BasePPO:
     def _discrete(self) -> bool:
         return self.env.action_kind == "discrete"
 
+    def _categorical(self, logits: jax.Array, obs: jax.Array) -> Categorical:
+        """Over the actions that observations [*batch, *obs] allow, normalised or not."""
+        return Categorical(masked(logits, self.env.action_mask(obs)))
+
     def _normalize(self, moments: Any, obs: jax.Array) -> jax.Array:
         if self.config.normalize_observations:
-            return normalizers.normalize(moments, obs)
+            normalized = normalizers.normalize(moments, obs)
+            if self.env.mask is None:
+                return normalized
+            start, stop = self.env.mask  # which stays as it is: it is read from here
+            return normalized.at[..., start:stop].set(obs[..., start:stop].astype(normalized.dtype))
         return obs if obs.dtype == jnp.float32 or len(self.env.obs_shape) == 3 else obs.astype(jnp.float32)
 
     def _scale_rewards(self, scale: Any, rollout: Rollout, hyper: Hyperparams) -> tuple[Any, jax.Array]:
@@ -172,6 +194,16 @@ class BasePPO:
             return scale, rollout.reward
         done = rollout.terminated | rollout.truncated
         return normalizers.scale_rewards(scale, rollout.reward, done, hyper["gamma"])
+
+    def _rewards(self, learner: PPOLearner, rollout: Rollout, hyper: Hyperparams) -> tuple[Any, Any, jax.Array]:
+        """What is learned from [T, N]: the reward scale and the novelty after the window, and its rewards."""
+        scale, rewards = self._scale_rewards(learner.reward_scale, rollout, hyper)
+        if not self.config.rnd:
+            return scale, (), rewards
+        known, bonus = novelty_bonus.rewarded(
+            learner.novelty, rollout.final_obs, None, hyper, self.config.n_minibatches
+        )
+        return scale, known, rewards + bonus
 
     def _observed(self, learner: PPOLearner, rollout: Rollout) -> Any:
         """The observation moments with those of a window, which is learned from before: acting and learning agree."""

@@ -86,6 +86,17 @@ PRESETS: dict[tuple[str, str], Preset] = {
         },
         hyperparams={"learning_rate": 6.3e-4, "epsilon_steps": 12_000.0, "epsilon_end": 0.1},
     ),
+    ("dqn", "MountainCar-v0"): Preset(
+        config={
+            "train_every": 16,
+            "updates": 8,
+            "batch_size": 128,
+            "replay_size": 10_000,
+            "hidden_sizes": [256, 256],
+            "target_period": 300,
+        },
+        hyperparams={"learning_rate": 4e-3, "gamma": 0.98, "epsilon_steps": 24_000.0, "epsilon_end": 0.07},
+    ),
     ("sac", "Pendulum-v1"): Preset(
         config={"hidden_sizes": [64, 64]}, hyperparams={"learning_rate": 1e-3}, run={"eval_every": 2048}
     ),
@@ -97,6 +108,10 @@ PRESETS: dict[tuple[str, str], Preset] = {
         config={"hidden_sizes": [64, 64]},
         hyperparams={"learning_rate": 1e-3, "gamma": 0.98},
         run={"eval_every": 2048},
+    ),
+    ("td3", "MountainCarContinuous-v0"): Preset(
+        config={"n_steps": 512, "train_every": 8, "updates": 4, "hidden_sizes": [64, 64], "noise_exponent": 1.0},
+        hyperparams={"exploration_noise": 0.5},
     ),
     ("rainbow", "CartPole-v1"): Preset(
         config={

@@ -20,8 +20,10 @@ from tensor_optix.algorithms import flat_adam
 from tensor_optix.algorithms.contract import Hyperparams
 from tensor_optix.algorithms.dqn import chosen, epsilon
 from tensor_optix.algorithms.flat_adam import Trained
-from tensor_optix.algorithms.off_policy import OffPolicy, OffPolicyConfig, OffPolicyLearner
+from tensor_optix.algorithms.off_policy import OffPolicy, OffPolicyLearner
+from tensor_optix.algorithms.off_policy_config import OffPolicyConfig
 from tensor_optix.core import categorical_projection
+from tensor_optix.core.action_mask import masked
 from tensor_optix.core.replay import Transitions
 from tensor_optix.networks.categorical_values import CategoricalValues
 from tensor_optix.networks.functional import Network
@@ -144,8 +146,7 @@ class Rainbow(OffPolicy):
         if self.config.noisy:
             return draw_noise(key, (*shape, self._noise_size))
         key_coin, key_choice = jax.random.split(key)
-        choice = jax.random.randint(key_choice, shape, 0, self.env.n_actions, jnp.int32)
-        return jax.random.uniform(key_coin, shape, jnp.float32), choice
+        return jax.random.uniform(key_coin, shape, jnp.float32), self.draw_choices(key_choice, shape)
 
     def explore(
         self, agent: RainbowAgent, obs: jax.Array, noise: Any, hyper: Hyperparams, steps: jax.Array
@@ -153,12 +154,17 @@ class Rainbow(OffPolicy):
         if self.config.noisy:
             return self._greedy(agent.online.params, obs, noise)
         coin, choice = noise
-        return jnp.where(coin < epsilon(hyper, steps), choice, self._greedy(agent.online.params, obs, None))
+        random = self.allowed(choice, obs)
+        return jnp.where(coin < epsilon(hyper, steps), random, self._greedy(agent.online.params, obs, None))
 
     def _greedy(self, params: jax.Array, obs: jax.Array, noise: jax.Array | None) -> jax.Array:
         # Which value is the highest does not depend on where the atoms are, only that they are evenly spaced.
         logits = self._outputs(self._unravel(params), obs, noise)
-        return jnp.argmax(self._values(logits, jnp.float32(0.0), jnp.float32(1.0)), axis=-1).astype(jnp.int32)
+        return self._best(self._values(logits, jnp.float32(0.0), jnp.float32(1.0)), obs)
+
+    def _best(self, values: jax.Array, obs: jax.Array) -> jax.Array:
+        """[*batch] int32: of values [*batch, n_actions] the allowed action with the highest."""
+        return jnp.argmax(masked(values, self.env.action_mask(obs)), axis=-1).astype(jnp.int32)
 
     # -- learning ------------------------------------------------------------------------------------------
 
@@ -199,7 +205,7 @@ class Rainbow(OffPolicy):
         chooser = following
         if self.config.double:
             chooser = self._outputs(self._unravel(agent.online.params), batch.next_obs, noise_choice)
-        best = jnp.argmax(self._values(chooser, v_min, v_max), axis=-1)
+        best = self._best(self._values(chooser, v_min, v_max), batch.next_obs)
         taken = of_action(following, best)
         if not self.config.distributional:
             return batch.reward + batch.discount * taken[..., 0]

@@ -103,15 +103,15 @@ class RecurrentPPO(BasePPO):
     def init(self, key: jax.Array, hyper: Hyperparams) -> RecurrentLearner:
         config = self.config
         key_actor, key_critic, key_env = jax.random.split(key, 3)
-        params = {"actor": self._actor.init(key_actor), "critic": self._critic.init(key_critic)}
-        if not self._discrete:
-            params["log_std"] = jnp.full((self.env.action_dim,), config.initial_log_std, jnp.float32)
+        params = self.init_params(key_actor, key_critic)
+        key_env, key_novelty = jax.random.split(key_env) if config.rnd else (key_env, key_env)
         env_state, obs = self.env.reset(key_env, config.n_envs)
         return RecurrentLearner(
             params=params,
             opt=self.init_opt(params),
             obs_moments=normalizers.init_moments(self.env.obs_shape) if config.normalize_observations else (),
             reward_scale=normalizers.init_reward_scale(config.n_envs) if config.normalize_rewards else (),
+            novelty=self.init_novelty(key_novelty),
             env_state=env_state,
             obs=obs,
             window=jnp.int32(0),
@@ -123,7 +123,7 @@ class RecurrentPPO(BasePPO):
     ) -> tuple[RecurrentLearner, WindowStats]:
         key_shuffle, key_collect = jax.random.split(key)
         after, trace, episodes = self._collect(learner, key_collect)
-        reward_scale, rewards = self._scale_rewards(learner.reward_scale, trace.rollout, hyper)
+        reward_scale, known, rewards = self._rewards(learner, trace.rollout, hyper)
         sequences, carry_critic = self._sequences(learner, trace, rewards, after.obs, hyper)
         params, opt, losses = self._update(learner, sequences, hyper, key_shuffle)
         after = after.replace(
@@ -131,10 +131,11 @@ class RecurrentPPO(BasePPO):
             opt=opt,
             obs_moments=self._observed(learner, trace.rollout),
             reward_scale=reward_scale,
+            novelty=known,
             window=learner.window + jnp.int32(1),
             carry={"actor": after.carry["actor"], "critic": carry_critic},
         )
-        carried = (ravel_pytree(params)[0], opt, after.obs_moments, reward_scale, after.carry)
+        carried = (ravel_pytree(params)[0], opt, after.obs_moments, reward_scale, known, after.carry)
         stats = WindowStats(
             return_sum=episodes.return_sum,
             episodes=episodes.episodes,
@@ -165,14 +166,22 @@ class RecurrentPPO(BasePPO):
         """The policy's action distribution for observations [*batch, *obs], and the carry [*batch, C] after them."""
         batch = obs.shape[: obs.ndim - len(self.env.obs_shape)]
         carry = jnp.broadcast_to(carry, (*batch, carry.shape[-1]))
-        out, carry = self._actor.apply(policy.actor, self._normalize(policy.moments, obs), carry)
-        return self._as_distribution(out, policy.log_std), carry
+        normalized = self._normalize(policy.moments, obs)
+        out, carry = self._actor.apply(policy.actor, normalized, carry)
+        return self._as_distribution(out, policy.log_std, normalized), carry
 
     def reset_envs(self, learner: RecurrentLearner, key: jax.Array) -> RecurrentLearner:
         env_state, obs = self.env.reset(key, self.config.n_envs)
         return learner.replace(env_state=env_state, obs=obs, carry=self._fresh_carries())
 
     # -- networks ------------------------------------------------------------------------------------------
+
+    def init_params(self, key_actor: jax.Array, key_critic: jax.Array) -> dict[str, Any]:
+        """Fresh parameters: actor, critic, and log_std [D] with continuous actions."""
+        params = {"actor": self._actor.init(key_actor), "critic": self._critic.init(key_critic)}
+        if not self._discrete:
+            params["log_std"] = jnp.full((self.env.action_dim,), self.config.initial_log_std, jnp.float32)
+        return params
 
     @cached_property
     def _actor(self) -> Network:
@@ -187,8 +196,10 @@ class RecurrentPPO(BasePPO):
         sizes = (config.hidden_sizes, config.activation, config.cell, config.hidden_size)
         return Network(lambda rngs: RecurrentNetwork(shape, n_out, *sizes, head_gain, rngs))
 
-    def _as_distribution(self, out: jax.Array, log_std: Any) -> Categorical | DiagonalGaussian:
-        return Categorical(out) if self._discrete else DiagonalGaussian(out, jnp.broadcast_to(log_std, out.shape))
+    def _as_distribution(self, out: jax.Array, log_std: Any, obs: jax.Array) -> Categorical | DiagonalGaussian:
+        if self._discrete:
+            return self._categorical(out, obs)
+        return DiagonalGaussian(out, jnp.broadcast_to(log_std, out.shape))
 
     def _values(self, critic: Params, *inputs: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Values [...] and carries [..., C] for the inputs of `RecurrentNetwork`."""
@@ -287,5 +298,5 @@ class RecurrentPPO(BasePPO):
         rows, starts = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), (drawn.rows, drawn.starts))  # [L, M, ...]
         out, _ = self._actor.apply(params["actor"], rows.obs, drawn.carry["actor"], starts)
         value, _ = self._values(params["critic"], rows.obs, drawn.carry["critic"], starts)
-        dist = self._as_distribution(out, params.get("log_std", ()))
+        dist = self._as_distribution(out, params.get("log_std", ()), rows.obs)
         return clipped_loss(dist, value, rows, hyper, self.config.normalize_advantages, self.config.clip_value)

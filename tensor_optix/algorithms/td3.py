@@ -19,7 +19,8 @@ from flax import struct
 from tensor_optix.algorithms import flat_adam
 from tensor_optix.algorithms.contract import Hyperparams
 from tensor_optix.algorithms.flat_adam import Trained
-from tensor_optix.algorithms.off_policy import OffPolicy, OffPolicyConfig, OffPolicyLearner
+from tensor_optix.algorithms.off_policy import OffPolicy, OffPolicyLearner
+from tensor_optix.algorithms.off_policy_config import OffPolicyConfig
 from tensor_optix.algorithms.twin_critics import TwinCritics, twin_critics
 from tensor_optix.core.colored_noise import colored_noise
 from tensor_optix.core.replay import Transitions

@@ -33,8 +33,10 @@ def init_moments(shape: tuple[int, ...] = ()) -> Moments:
     return Moments(jnp.zeros(shape, jnp.float32), jnp.ones(shape, jnp.float32), jnp.float32(0.0))
 
 
-def update_moments(moments: Moments, batch: jax.Array) -> Moments:
+def update_moments(moments: Moments, batch: jax.Array, weight: jax.Array | None = None) -> Moments:
     """Merge samples [..., *shape] into `moments` of [*shape]; leading axes are all sample axes.
+
+    Samples whose `weight` [...] is 0 do not count, whatever is in them; the others have 1. None: all count.
 
     Exact however the samples are split into batches, up to rounding and until MAX_COUNT. Chan, Golub & LeVeque 1979,
     "Updating formulae and a pairwise algorithm for computing sample variances", eq. 2.1, written with variances so
@@ -47,11 +49,18 @@ def update_moments(moments: Moments, batch: jax.Array) -> Moments:
             f"samples of shape {list(shape)} expected along the last axes, got an array {list(batch.shape)}"
         )
     samples = batch.reshape((-1, *shape)).astype(jnp.float32)
-    n = jnp.float32(samples.shape[0])
-    batch_mean = samples.mean(axis=0)
-    batch_var = jnp.square(samples - batch_mean[None]).mean(axis=0)
+    if weight is None:
+        n = jnp.float32(samples.shape[0])
+        batch_mean = samples.mean(axis=0)
+        batch_var = jnp.square(samples - batch_mean[None]).mean(axis=0)
+    else:
+        present = weight.reshape(-1, *(1,) * len(shape)) > 0
+        n = present.sum(dtype=jnp.int32).astype(jnp.float32)
+        some = jnp.maximum(n, jnp.float32(1.0))
+        batch_mean = jnp.where(present, samples, jnp.float32(0.0)).sum(axis=0) / some
+        batch_var = jnp.where(present, jnp.square(samples - batch_mean[None]), jnp.float32(0.0)).sum(axis=0) / some
     total = moments.count + n
-    share = n / total
+    share = n / jnp.maximum(total, jnp.float32(1.0))
     delta = batch_mean - moments.mean
     var = moments.var * (jnp.float32(1.0) - share) + batch_var * share
     var = var + jnp.square(delta) * share * (jnp.float32(1.0) - share)

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tensor_optix.envs.contract import foreign_code, is_split, missing_methods
-from tensor_optix.envs.spaces import ActionSpec, action_spec, is_box, is_discrete, to_array
+from tensor_optix.envs.spaces import ActionSpec, action_spec, choices, is_box, is_discrete, to_array
 
 
 @dataclass(frozen=True)
@@ -117,16 +117,16 @@ def _check_spaces(subject: _Subject) -> Iterator[Problem]:
     try:
         subject.actions = action_spec(subject.env.action_space(subject.params))
     except Exception as error:
-        yield _error("action_space", f"it cannot be used ({error}); return a Discrete or a floating point Box")
+        yield _error(
+            "action_space", f"it cannot be used ({error}); return a Discrete, MultiDiscrete or floating point Box"
+        )
     try:
         space = subject.env.observation_space(subject.params)
     except Exception as error:
-        yield _error(
-            "observation_space", f"it raises {type(error).__name__}: {error}; return a Box, Discrete, Dict or Tuple"
-        )
+        yield _error("observation_space", f"it raises {type(error).__name__}: {error}; return a {_OBSERVATION_SPACES}")
         return
-    if not (is_box(space) or is_discrete(space) or hasattr(space, "spaces")):
-        yield _error("observation_space", f"{space!r} is none of Box, Discrete, Dict and Tuple; return one of these")
+    if not (is_box(space) or is_discrete(space) or choices(space) or hasattr(space, "spaces")):
+        yield _error("observation_space", f"{space!r} is no {_OBSERVATION_SPACES}; return one of these")
 
 
 def _check_shapes(subject: _Subject) -> Iterator[Problem]:
@@ -246,6 +246,7 @@ def _check_rollout(subject: _Subject, steps: int) -> Iterator[Problem]:
         yield _warning("step", f"no episode ended within {steps} random steps; truncate after a number of steps")
 
 
+_OBSERVATION_SPACES = "Box, Discrete, MultiDiscrete, MultiBinary, Dict or Tuple"
 _RESET_CONTRACT = "reset(key, params) returns (observation, state)"
 _STEP_CONTRACT = (
     "step(key, state, action, params) returns (observation, state, reward, terminated, truncated, info); "

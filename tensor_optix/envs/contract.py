@@ -36,11 +36,15 @@ class Described(Protocol):
         ...
 
     def observation_space(self, params: Any) -> Any:
-        """Box, Discrete, Dict or Tuple (of `tensor_optix.envs.spaces`, gymnax or Gymnasium)."""
+        """Box, Discrete, MultiDiscrete, Dict or Tuple (of `tensor_optix.envs.spaces`, gymnax or Gymnasium).
+
+        In a Dict, "action_mask" says which discrete actions are allowed (see `tensor_optix.envs.parts`), and
+        "achieved_goal" with "desired_goal" makes goals that hindsight can replace.
+        """
         ...
 
     def action_space(self, params: Any) -> Any:
-        """Box or Discrete."""
+        """Box, Discrete, or several of these choices at once (MultiDiscrete, MultiBinary)."""
         ...
 
 

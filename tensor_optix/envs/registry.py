@@ -10,11 +10,14 @@ from typing import Any
 import jax
 import numpy as np
 
-from tensor_optix.envs import memory
+from tensor_optix.envs import exploration, goal_tasks, memory
 from tensor_optix.envs._gymnax import gymnax
 from tensor_optix.envs.contract import foreign_code, is_split, missing_methods
-from tensor_optix.envs.spaces import action_spec, to_array
+from tensor_optix.envs.parts import goals, mask_span
+from tensor_optix.envs.spaces import action_spec, spans, to_array
 from tensor_optix.envs.vector import VectorEnv
+
+_OWN: dict[str, Any] = {**memory.IDS, **goal_tasks.IDS, **exploration.IDS}
 
 
 def make(env: Any, params: Any = None, **env_kwargs: Any) -> VectorEnv:
@@ -38,7 +41,7 @@ def make(env: Any, params: Any = None, **env_kwargs: Any) -> VectorEnv:
 
 def list_environments() -> list[str]:
     """The ids that `make` knows: those of gymnax, those registered with `gymnax.register`, and this library's own."""
-    return [*gymnax().registered_envs, *memory.IDS]
+    return [*gymnax().registered_envs, *_OWN]
 
 
 def _with_params(env: VectorEnv, params: Any, env_kwargs: dict[str, Any]) -> VectorEnv:
@@ -73,8 +76,8 @@ def _make_id(env_id: str, env_kwargs: dict[str, Any]) -> Any:
         raise ValueError(
             f"unknown environment {env_id!r}; {hint}known ids: {', '.join(known)}; or give module.path:ClassName"
         )
-    if env_id in memory.IDS:
-        return memory.IDS[env_id](**env_kwargs)
+    if env_id in _OWN:
+        return _OWN[env_id](**env_kwargs)
     try:
         return gymnax().make(env_id, **env_kwargs)[0]
     except OSError as error:
@@ -107,18 +110,28 @@ def _require_contract(env: Any, name: str) -> None:
 def _describe(env: Any, params: Any, name: str, origin: Hashable) -> VectorEnv:
     obs_space = env.observation_space(params)
     reset = env.reset_env if is_split(env) else env.reset
-    obs = jax.eval_shape(lambda key: to_array(reset(key, params)[0], obs_space), jax.random.key(0))
+    parts: dict[str, tuple[int, int]] = {}
+
+    def first_obs(key: jax.Array) -> jax.Array:
+        obs = reset(key, params)[0]
+        parts.update(spans(obs, obs_space))  # shapes only, known while tracing
+        return to_array(obs, obs_space)
+
+    obs = jax.eval_shape(first_obs, jax.random.key(0))
+    action = action_spec(env.action_space(params))
     limit = getattr(params, "max_steps_in_episode", None)
     return VectorEnv(
         name=name,
         identity=(origin, _freeze(params)),
         obs_shape=obs.shape,
         obs_dtype=obs.dtype,
-        action=action_spec(env.action_space(params)),
+        action=action,
         max_episode_steps=None if limit is None else int(limit),
         env=env,
         params=params,
         observation_space=obs_space,
+        goals=goals(env, parts, obs_space, name),
+        mask=mask_span(parts, action, name),
     )
 
 

@@ -19,6 +19,7 @@ from flax import struct
 
 from tensor_optix.core.sparse_rows import update_rows
 from tensor_optix.envs.contract import foreign_code, is_split
+from tensor_optix.envs.parts import Goals
 from tensor_optix.envs.spaces import ActionSpec, to_array
 
 # Tags of the two draws that one step's key is used for.
@@ -79,6 +80,8 @@ class VectorEnv:
     env: Any = field(compare=False, repr=False)
     params: Any = field(compare=False, repr=False)
     observation_space: Any = field(compare=False, repr=False)  # the environment's own
+    goals: Goals | None = field(default=None, compare=False)  # where its observations have them
+    mask: tuple[int, int] | None = field(default=None, compare=False)  # where they say which actions are allowed
 
     @property
     def action_kind(self) -> str:
@@ -136,8 +139,24 @@ class VectorEnv:
         return dataclasses.replace(state, return_sum=zeros, length_sum=counts, episodes=counts), sums
 
     def sample_action(self, key: jax.Array, n: int) -> jax.Array:
-        """Uniform random actions of a policy: int32 [N] or float32 [N, action_dim]."""
+        """Uniform random actions of a policy: int32 [N] or float32 [N, action_dim]; masks are not looked at."""
         return self.action.sample(key, n)
+
+    def action_mask(self, obs: jax.Array) -> jax.Array | None:
+        """[*batch, n_actions] bool, true where an action is allowed, for observations [*batch, *obs_shape].
+
+        None where all always are.
+        """
+        return None if self.mask is None else obs[..., slice(*self.mask)] > 0.5
+
+    def goal_worth(self, achieved: jax.Array, goal: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Rewards [B] float32 of having achieved [B, G] where `goal` [B, G] was wanted; whether that ended it [B] bool.
+
+        ValueError where the environment has no goals.
+        """
+        if self.goals is None:
+            raise ValueError(f"{self.name} has no goals; tensor_optix.envs.parts says what makes them")
+        return self.goals.worth(self.env, self.params, achieved, goal)
 
     @cached_property
     def _is_split(self) -> bool:

@@ -7,7 +7,6 @@ has been often it is right; its error elsewhere is the bonus. The agent learns f
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -15,20 +14,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
+from tensor_optix.core import novelty
 from tensor_optix.core.base_agent import BaseAgent
 from tensor_optix.core.base_pipeline import BasePipeline
 from tensor_optix.core.normalizers import RunningMeanStd
+from tensor_optix.core.novelty import Params, Predictor
 from tensor_optix.core.types import EpisodeData, LoopState, PolicySnapshot
 from tensor_optix.core.window_returns import Bootstraps
 from tensor_optix.pipeline.rows import positive
 
-_HIDDEN = 128  # units
 _MINIBATCH = 64  # rows; also the least that a window is padded to
 _EPOCHS = 4  # over each window
-_OBS_CLIP = 5.0  # standard deviations
-_BONUS_CLIP = 10.0  # standard deviations: where all observations are alike, the deviation is next to nothing
 _AFTER_IMPROVEMENT, _AFTER_PLATEAU, _MOST = 0.9, 1.5, 4.0  # factors of eta; the last of the eta that was given
 
 
@@ -75,9 +72,8 @@ class RNDPipeline(BasePipeline):
         self._predictor_lr, self._norm_eps = float(predictor_lr), float(norm_eps)
         self.set_eta(eta)
         key_target, key_predictor, self._key = jax.random.split(jax.random.key(seed), 3)
-        self._target = _init(key_target, *self._sizes)
-        predictor = _init(key_predictor, *self._sizes)
-        self._predictor = predictor, _ADAM.init(predictor)
+        self._target: Params = _init_network(key_target, *self._sizes)
+        self._predictor: Predictor = _init_predictor(key_predictor, *self._sizes)
         self._obs_moments = RunningMeanStd((self._sizes[0],))
         self._error_moments = RunningMeanStd()
 
@@ -176,7 +172,7 @@ class RNDPipeline(BasePipeline):
 
     def _normalized(self, rows: np.ndarray) -> np.ndarray:
         """float32, padded with zeros to a power of two, so that windows of other lengths do not recompile."""
-        normalized = self._obs_moments.normalize(rows, _OBS_CLIP)
+        normalized = self._obs_moments.normalize(rows, novelty.OBS_CLIP)
         size = max(_MINIBATCH, 1 << (len(rows) - 1).bit_length())
         return np.pad(normalized, ((0, size - len(rows)), (0, 0)))
 
@@ -184,8 +180,7 @@ class RNDPipeline(BasePipeline):
         return np.asarray(_squared_errors(self._target, self._predictor[0], x), np.float64)[:n]
 
     def _scaled(self, errors: np.ndarray) -> np.ndarray:
-        scale = math.sqrt(float(self._error_moments.var)) + self._norm_eps
-        return np.minimum(errors / scale, _BONUS_CLIP)
+        return novelty.scaled(errors, self._error_moments.var, self._norm_eps)
 
     # -- resume --------------------------------------------------------------------------------------------
 
@@ -245,33 +240,9 @@ def _outcomes(data: EpisodeData) -> tuple[np.ndarray, np.ndarray]:
     return outcomes, found.usable
 
 
-_ADAM = optax.scale_by_adam()
-Params = dict[str, jax.Array]  # hidden_weights [obs_dim, 128], hidden_bias [128], out_weights [128, E], out_bias [E]
-Predictor = tuple[Params, Any]  # f's parameters and Adam's state
-
-
-@functools.partial(jax.jit, static_argnums=(1, 2))
-def _init(key: jax.Array, obs_dim: int, embedding_dim: int) -> Params:
-    """Normal weights of variance 2 / inputs, biases of 0. He et al. 2015."""
-    key_hidden, key_out = jax.random.split(key)
-    return {
-        "hidden_weights": jnp.float32(math.sqrt(2 / obs_dim)) * jax.random.normal(key_hidden, (obs_dim, _HIDDEN)),
-        "hidden_bias": jnp.zeros(_HIDDEN),
-        "out_weights": jnp.float32(math.sqrt(2 / _HIDDEN)) * jax.random.normal(key_out, (_HIDDEN, embedding_dim)),
-        "out_bias": jnp.zeros(embedding_dim),
-    }
-
-
-def _embed(params: Params, x: jax.Array) -> jax.Array:
-    """[B, obs_dim] -> [B, embedding_dim]."""
-    hidden = jax.nn.relu(x @ params["hidden_weights"] + params["hidden_bias"][None])
-    return hidden @ params["out_weights"] + params["out_bias"][None]
-
-
-@jax.jit
-def _squared_errors(target: Params, params: Params, x: jax.Array) -> jax.Array:
-    """[B, obs_dim] -> [B] |f(x) - g(x)|^2."""
-    return jnp.square(_embed(params, x) - _embed(target, x)).sum(axis=-1)
+_init_network = jax.jit(novelty.init_network, static_argnums=(1, 2))
+_init_predictor = jax.jit(novelty.init_predictor, static_argnums=(1, 2))
+_squared_errors = jax.jit(novelty.squared_errors)
 
 
 @jax.jit
@@ -280,16 +251,8 @@ def _train(
 ) -> Predictor:
     """Some epochs of minibatches over the rows [B, obs_dim] that are `present` [B] (1 or 0)."""
 
-    def loss(params: Params, rows: jax.Array) -> jax.Array:
-        errors = _squared_errors(target, params, x[rows])
-        return (errors * present[rows]).sum() / jnp.maximum(present[rows].sum(), jnp.float32(1.0))
-
     def step(predictor: Predictor, rows: jax.Array) -> tuple[Predictor, None]:
-        params, adam = predictor
-        gradients = jax.grad(loss)(params, rows)
-        with jax.numpy_dtype_promotion("standard"):  # optax mixes its integer count with floats
-            updates, adam = _ADAM.update(gradients, adam)
-        return (jax.tree.map(lambda p, u: p - learning_rate * u, params, updates), adam), None
+        return novelty.adam_step(target, predictor, x[rows], present[rows], learning_rate), None
 
     orders = jax.vmap(lambda k: jax.random.permutation(k, len(x)))(jax.random.split(key, _EPOCHS))
     return jax.lax.scan(step, predictor, orders.reshape(-1, _MINIBATCH))[0]

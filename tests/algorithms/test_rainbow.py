@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tensor_optix import envs
-from tensor_optix.algorithms.off_policy import PRIORITY_HYPERPARAMS
+from tensor_optix.algorithms.off_policy_config import PRIORITY_HYPERPARAMS
 from tensor_optix.algorithms.presets import preset
 from tensor_optix.algorithms.rainbow import Rainbow, RainbowConfig, RainbowPolicy
 from tensor_optix.core.replay import Transitions

@@ -227,8 +227,8 @@ class OutsideDiscrete(Sound):
 
 BROKEN = [
     (NoSpaces, "error", "observation_space", "there is no method"),
-    (BadActionSpace, "error", "action_space", "return a Discrete or a floating point Box"),
-    (BadObservationSpace, "error", "observation_space", "none of Box, Discrete, Dict and Tuple"),
+    (BadActionSpace, "error", "action_space", "return a Discrete, MultiDiscrete or floating point Box"),
+    (BadObservationSpace, "error", "observation_space", "is no Box, Discrete, MultiDiscrete"),
     (ResetOfThree, "error", "reset", r"returns \(observation, state\)"),
     (StepOfFour, "error", "step", "not enough values to unpack"),
     (PythonBranch, "error", "step", "use jnp.where or lax.cond"),

@@ -9,12 +9,14 @@ import jax
 import pytest
 
 from tensor_optix import envs
-from tensor_optix.envs import memory, registry
+from tensor_optix.envs import exploration, goal_tasks, memory, registry
 from tensor_optix.envs.probes import DelayedReward, TimeLimit
 
 # Fetches its data from the network when it is made.
 ONLINE = "MNISTBandit-bsuite"
 IDS = [env_id for env_id in gymnax.registered_envs if env_id != ONLINE]
+
+OWN = [*memory.IDS, *goal_tasks.IDS, *exploration.IDS]
 
 
 def run(env, key, n=3, steps=20):
@@ -30,7 +32,7 @@ def run(env, key, n=3, steps=20):
 
 def test_gymnax_has_the_ids_we_know():
     assert len(gymnax.registered_envs) >= 26
-    assert envs.list_environments() == [*gymnax.registered_envs, *memory.IDS]
+    assert envs.list_environments() == [*gymnax.registered_envs, *OWN]
 
 
 @pytest.mark.parametrize("env_id", IDS)
@@ -110,7 +112,7 @@ def test_make_works_while_something_is_traced():
 
 def test_ids_are_resolved_once_per_registration(monkeypatch):
     monkeypatch.setattr(registry.gymnax(), "registered_envs", ["OnlyThis-v0"])
-    assert envs.list_environments() == ["OnlyThis-v0", *memory.IDS]
+    assert envs.list_environments() == ["OnlyThis-v0", *OWN]
 
 
 SCRIPT = """

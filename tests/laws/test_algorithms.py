@@ -34,12 +34,12 @@ SMALL = {
 }
 # Switches that make every hyperparameter count.
 FULL = {
-    "ppo": {"clip_value": True, "normalize_observations": True, "normalize_rewards": True},
-    "recurrent_ppo": {"clip_value": True, "normalize_observations": True, "normalize_rewards": True},
-    "dqn": {"prioritized": True, "n_step": 3, "dueling": True, "hidden_sizes": (8, 8)},
-    "rainbow": {"target_period": 0},
-    "sac": {"prioritized": True, "n_step": 3},
-    "td3": {"prioritized": True, "n_step": 3},
+    "ppo": {"clip_value": True, "normalize_observations": True, "normalize_rewards": True, "rnd": True},
+    "recurrent_ppo": {"clip_value": True, "normalize_observations": True, "normalize_rewards": True, "rnd": True},
+    "dqn": {"prioritized": True, "n_step": 3, "dueling": True, "hidden_sizes": (8, 8), "rnd": True},
+    "rainbow": {"target_period": 0, "rnd": True},
+    "sac": {"prioritized": True, "n_step": 3, "rnd": True},
+    "td3": {"prioritized": True, "n_step": 3, "rnd": True},
 }
 # Steps so large that every clip binds, and schedules so short that they have begun to bend.
 START = {

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 
+from tensor_optix.core import novelty
 from tensor_optix.core.base_pipeline import BasePipeline
 from tensor_optix.core.types import EpisodeData, LoopState
 from tensor_optix.loop.episode_returns import EpisodeEvaluator, EpisodeReturns
@@ -67,8 +68,8 @@ def bonus(data):
     return np.asarray(data.rewards) - np.asarray(data.metadata["extrinsic_rewards"])
 
 
-def noise(n, seed=0, width=2):
-    return np.random.default_rng(seed).normal(size=(n, width)).astype(np.float32)
+def noise(n, seed=0, width=2, scale=1.0):
+    return (np.random.default_rng(seed).normal(size=(n, width)) * scale).astype(np.float32)
 
 
 # -- what the bonus is for ----------------------------------------------------------------------------------
@@ -146,6 +147,19 @@ def test_the_formula():
     np.testing.assert_allclose(bonus(data), 0.5 * error / error.std(), rtol=2e-3)
     assert forward(target).shape == (40, 64)
     assert data.metadata["intrinsic_mean"] == pytest.approx(bonus(data).mean())
+
+
+def test_it_is_the_bonus_of_compiled_algorithms():
+    """The same networks and rows in `core.novelty`; the moments differ by float32 and 1e-4 samples to start from."""
+    pipeline = RNDPipeline(Windows(), 2, eta=1.0)
+    params, opt = pipeline._predictor
+    state = novelty.init(jax.random.key(0), (2,)).replace(target=pipeline._target, predictor=params, opt=opt)
+    for seed in (0, 1):
+        rows = noise(64, seed, scale=[0.1, 40.0])
+        expected = pipeline._learn(rows.astype(np.float64))
+        state = novelty.observe(state, rows)
+        np.testing.assert_allclose(novelty.bonus(state, rows), expected, rtol=2e-3)
+        state = state.replace(predictor=pipeline._predictor[0])
 
 
 def test_the_target_stays_as_it_is():
@@ -298,6 +312,16 @@ def test_a_resumed_run_goes_on_bit_for_bit(tmp_path):
     assert second.eta == pytest.approx(0.1 * 0.9 * 1.5)
     second.set_eta(0.1)
     assert [d.rewards for d in second.episodes()] == expected[3:]
+
+
+def test_what_is_saved_keeps_its_names():
+    """Those of runs that were saved by earlier versions."""
+    weights = ["hidden_bias", "hidden_weights", "out_bias", "out_weights"]
+    groups = ["target", "predictor/0", "predictor/1/mu", "predictor/1/nu"]
+    networks = [f"{group}/{name}" for group in groups for name in weights]
+    moments = [f"{name}/{k}" for name in ("observations", "errors") for k in ("mean", "var", "count")]
+    state = RNDPipeline(Windows(), 2).state_dict()
+    assert sorted(state) == sorted(["pipeline", "eta", "base_eta", "key", "predictor/1/count", *networks, *moments])
 
 
 def test_a_state_of_other_sizes_is_refused():
