@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -57,6 +57,7 @@ def run(
     plain: bool = False,
     evaluations: bool = True,
     eval_every: int | None = None,
+    config: Mapping[str, Any] | None = None,
 ) -> Any:
     """One `train` call -> TrainResult.
 
@@ -72,7 +73,7 @@ def run(
         total_steps=total_steps,
         progress=False,
         run_dir=None,
-        config=dict(PLAIN_CONFIG) if plain else None,
+        config={**(PLAIN_CONFIG if plain else {}), **(config or {})},
         hyperparams=dict(PLAIN_HYPERPARAMS) if plain else None,
         eval_every=eval_every,
         eval_episodes=None if evaluations else 1,

@@ -11,6 +11,7 @@ its curve is the result. `--out DIR` saves one PNG of curves per environment.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,9 +40,18 @@ TASKS: dict[str, dict[str, Task]] = {
         "CartPole-v1": Task(50_000, 500.0),
         "Acrobot-v1": Task(100_000, -76.6),
         "MountainCar-v0": Task(120_000, -101.0),
+        "BitFlip": Task(40_000, None),
     },
-    "sac": {"Pendulum-v1": Task(20_000, -157.0), "MountainCarContinuous-v0": Task(50_000, 94.7)},
-    "td3": {"Pendulum-v1": Task(20_000, -152.0), "MountainCarContinuous-v0": Task(300_000, 93.5)},
+    "sac": {
+        "Pendulum-v1": Task(20_000, -157.0),
+        "MountainCarContinuous-v0": Task(50_000, 94.7),
+        "PointReach": Task(20_000, None),
+    },
+    "td3": {
+        "Pendulum-v1": Task(20_000, -152.0),
+        "MountainCarContinuous-v0": Task(300_000, 93.5),
+        "PointReach": Task(20_000, None),
+    },
     "rainbow": {"CartPole-v1": Task(50_000, None)},
     "recurrent_ppo": {"MaskedCartPole-v1": Task(300_000, None), "MemoryChain-bsuite": Task(60_000, None)},
 }
@@ -74,11 +84,18 @@ def interquartile_mean(scores: np.ndarray) -> np.ndarray:
     return np.sort(scores, axis=0)[cut : len(scores) - cut].mean(axis=0)
 
 
-def learn(env: str, algorithm: str, steps: int, seeds: int, eval_every: int | None = None) -> Any:
+def learn(
+    env: str,
+    algorithm: str,
+    steps: int,
+    seeds: int,
+    eval_every: int | None = None,
+    config: dict[str, Any] | None = None,
+) -> Any:
     """One run in which every seed spends its steps."""
     from benchmarks import _ours
 
-    return _ours.run(env, algorithm, seeds, steps, stop=False, eval_every=eval_every)
+    return _ours.run(env, algorithm, seeds, steps, stop=False, eval_every=eval_every, config=config)
 
 
 def main() -> None:
@@ -88,6 +105,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=None, help="environment steps per seed; default: by environment")
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--eval-every", type=int, default=None, help="steps between evaluations; default: the preset's")
+    parser.add_argument("--config", type=json.loads, default={}, help='JSON over the preset, as {"hindsight": "off"}')
     parser.add_argument("--out", type=Path, default=None, help="directory for a PNG of curves per environment")
     args = parse(parser)
 
@@ -99,9 +117,10 @@ def main() -> None:
         task = {**MINATAR, **tasks}.get(env, Task(200_000, None))
         steps = args.steps or task.steps
         reference = task.reference if steps == task.steps else None
-        result = learn(env, args.algorithm, steps, args.seeds, args.eval_every)
+        result = learn(env, args.algorithm, steps, args.seeds, args.eval_every, args.config)
         figures = _ours.summary(result)
-        rows.append(Row(f"{env}, {args.algorithm}, {steps:,} steps, IQM", figures["iqm"], "return", reference))
+        how = "".join(f", {name}={value}" for name, value in args.config.items())
+        rows.append(Row(f"{env}, {args.algorithm}{how}, {steps:,} steps, IQM", figures["iqm"], "return", reference))
         low, high = figures["iqm_interval"]
         notes.append(
             f"{env}: IQM {figures['iqm']:.1f}, 95 % interval {low:.1f} to {high:.1f}; "

@@ -55,6 +55,8 @@ _PUBLIC = {
     "FlaxRainbowAgent": "tensor_optix.algorithms.flax_rainbow",
     "FlaxSACAgent": "tensor_optix.algorithms.flax_sac",
     "FlaxTD3Agent": "tensor_optix.algorithms.flax_td3",
+    "FlaxRecurrentPPOAgent": "tensor_optix.algorithms.flax_recurrent_ppo",
+    "FlaxRecurrentGaussianPPOAgent": "tensor_optix.algorithms.flax_recurrent_ppo_continuous",
     "TorchAgent": "tensor_optix.adapters.pytorch.torch_agent",
     "TorchEvaluator": "tensor_optix.adapters.pytorch.torch_evaluator",
     "TorchPPOAgent": "tensor_optix.algorithms.torch_ppo",

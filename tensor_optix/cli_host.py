@@ -175,6 +175,8 @@ def _returns(agent: Any, config: TrainConfig, episodes: int, seed: int) -> np.nd
         for episode in range(episodes):
             obs, _ = env.reset(seed=first_seed)
             first_seed = None
+            if hasattr(agent, "reset_hidden"):
+                agent.reset_hidden()
             for _ in range(limit):
                 action = agent.act_deterministic(as_observation(obs, env.observation_space))
                 _, sent = as_action(action, env.action_space)

@@ -61,9 +61,9 @@ def make_agent(
     """An agent with fresh weights that fits an environment: `make_agent("SAC", env)` or `make_agent(env)`.
 
     Args:
-        algorithm_or_env: "PPO", "DQN", "Rainbow", "SAC" or "TD3" in any case, or the name of an agent's class, whose
-            framework then counts. Or the environment: then it is PPO for a choice among actions and SAC for continuous
-            ones (TD3 with `deterministic`).
+        algorithm_or_env: "PPO", "RecurrentPPO", "DQN", "Rainbow", "SAC" or "TD3" in any case, or the name of an
+            agent's class, whose framework then counts. Or the environment: then it is PPO for a choice among actions
+            and SAC for continuous ones (TD3 with `deterministic`).
         env: a Gymnasium environment (also a vector of them) or its id. Only its spaces are read.
         framework: "jax", "torch" or "tf".
         deterministic: the policy must have no randomness of its own.
@@ -294,7 +294,8 @@ def canonical(algorithm: str) -> str:
     name = algorithm.lower().replace("-", "").replace("_", "").removesuffix("agent")
     for prefix in ("torch", "flax", "tf"):
         name = name.removeprefix(prefix)
-    known = {"gaussianppo": "ppo", "recurrentppo": "recurrent_ppo", "rainbowdqn": "rainbow", "tdd": "td3"}
+    recurrent = dict.fromkeys(("recurrentppo", "recurrentgaussianppo"), "recurrent_ppo")
+    known = {"gaussianppo": "ppo", **recurrent, "rainbowdqn": "rainbow", "tdd": "td3"}
     return known.get(name, name)
 
 

@@ -32,6 +32,12 @@ AGENTS = {
     "FlaxRainbowAgent": HostAgent("jax", "discrete", "tensor_optix.algorithms.flax_rainbow", "rainbow"),
     "FlaxSACAgent": HostAgent("jax", "continuous", "tensor_optix.algorithms.flax_sac", "sac"),
     "FlaxTD3Agent": HostAgent("jax", "continuous", "tensor_optix.algorithms.flax_td3", "td3"),
+    "FlaxRecurrentPPOAgent": HostAgent(
+        "jax", "discrete", "tensor_optix.algorithms.flax_recurrent_ppo", "recurrent_ppo"
+    ),
+    "FlaxRecurrentGaussianPPOAgent": HostAgent(
+        "jax", "continuous", "tensor_optix.algorithms.flax_recurrent_ppo_continuous", "recurrent_ppo"
+    ),
 }
 FRAMEWORKS = ("torch", "tf", "jax")
 PIPELINES = ("BatchPipeline", "VectorBatchPipeline")
@@ -39,7 +45,7 @@ MARKS = frozenset({"framework", "pipeline", "window_size", "agent", "optimizer",
 # Of a window, where nothing else is said; a replay is learned from soon after it is written.
 ROWS, ROWS_OFF_POLICY = 2048, 256
 # Widths of the hidden layers, where nothing else is said; [64, 64] for all others.
-HIDDEN_SIZES = {"rainbow": [128, 128], "sac": [256, 256], "td3": [256, 256]}
+HIDDEN_SIZES = {"rainbow": [128, 128], "sac": [256, 256], "td3": [256, 256], "recurrent_ppo": [64]}
 _SEED_LIMIT = 2**31  # seeds of environments are derived by counting on, and must stay below 2**32
 
 # RLOptimizer's settings that are plain data, with their kinds.
@@ -177,7 +183,7 @@ class TrainConfig:
             raise ConfigError(f"seed must be below 2**31, got {self.seed}")
         self.pipeline = _pipeline(self.pipeline, self.n_envs)
         if self.window_size is None:
-            rows = ROWS if self.plain_algorithm == "ppo" else ROWS_OFF_POLICY
+            rows = ROWS if self.plain_algorithm in ("ppo", "recurrent_ppo") else ROWS_OFF_POLICY
             self.window_size = max(1, rows // self.n_envs)
         self.window_size = whole("window_size", self.window_size)
 
@@ -209,17 +215,25 @@ def fitting_agents(framework: str, actions: str) -> dict[str, str]:
 def rules_of(config: TrainConfig) -> Rules:
     """Those of the configuration's algorithm and framework."""
     if config.plain_algorithm == "ppo":
-        names = [*host_ppo.DEFAULTS, *(["adam_eps"] if config.framework == "jax" else [])]
-        counts = [name for name, value in host_ppo.DEFAULTS.items() if isinstance(value, int)]
-        return Rules(host_ppo.complete, names, counts, host_ppo.PARAM_BOUNDS, host_ppo.LOG_PARAMS, host_ppo.TUNED)
+        return _ppo_rules(host_ppo.complete, host_ppo.DEFAULTS, config.framework)
     asked = config.plain_algorithm, config.framework
     name = next(name for name, a in AGENTS.items() if (a.algorithm, a.framework) == asked)
     kind = getattr(importlib.import_module(AGENTS[name].module), name)
+    if config.plain_algorithm == "recurrent_ppo":
+        return _ppo_rules(kind.complete, kind.defaults, config.framework)
     from tensor_optix.algorithms.host_off_policy import ALIASES, COUNTS
 
     counts = [given for given in kind.table.names if ALIASES.get(given, given) in COUNTS]
     bounds, log, tuned = kind.default_param_bounds, kind.default_log_params, kind.default_tuned
     return Rules(kind.table.complete, kind.table.names, counts, bounds, log, tuned)
+
+
+def _ppo_rules(
+    complete: Callable[[Mapping[str, Any]], dict[str, Any]], defaults: Mapping[str, float], framework: str | None
+) -> Rules:
+    names = [*defaults, *(["adam_eps"] if framework == "jax" else [])]
+    counts = [name for name, value in defaults.items() if isinstance(value, int)]
+    return Rules(complete, names, counts, host_ppo.PARAM_BOUNDS, host_ppo.LOG_PARAMS, host_ppo.TUNED)
 
 
 def windows_for(config: TrainConfig, steps: int) -> int:

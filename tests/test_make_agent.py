@@ -35,6 +35,9 @@ class Env(gym.Env):
         (("sAc", Env(MANY)), {}, "FlaxSACAgent"),
         (("TD3", Env(MANY)), {"deterministic": True}, "FlaxTD3Agent"),
         (("FlaxTD3Agent", Env(MANY)), {}, "FlaxTD3Agent"),
+        (("RecurrentPPO", Env()), {}, "FlaxRecurrentPPOAgent"),
+        (("recurrent_ppo", Env(MANY)), {}, "FlaxRecurrentGaussianPPOAgent"),
+        (("FlaxRecurrentGaussianPPOAgent", Env(MANY)), {}, "FlaxRecurrentGaussianPPOAgent"),
         (("PPO", Env()), {"framework": "torch"}, "TorchPPOAgent"),
         (("TorchGaussianPPOAgent", Env(MANY)), {}, "TorchGaussianPPOAgent"),
         (("PPO", "CartPole-v1"), {}, "FlaxPPOAgent"),
@@ -51,6 +54,8 @@ def test_the_agent_that_is_meant(arguments, options, name):
 def test_it_is_a_public_name():
     assert tensor_optix.make_agent is make_agent
     assert {"FlaxDQNAgent", "FlaxRainbowAgent", "FlaxSACAgent", "FlaxTD3Agent"} <= set(tensor_optix.__all__)
+    for name in ("FlaxRecurrentPPOAgent", "FlaxRecurrentGaussianPPOAgent"):
+        assert getattr(tensor_optix, name).__name__ == name
 
 
 def test_a_vector_of_environments():
@@ -73,6 +78,8 @@ def test_seed_sizes_and_hyperparameters():
     assert not np.array_equal(one.act_batch_deterministic(obs), other.act_batch_deterministic(obs))
     assert one._params["actor"]["hidden"][1]["kernel"].shape == (4, 4)
     assert make_agent("SAC", Env(MANY))._params["actor"]["hidden"][1]["kernel"].shape == (256, 256)
+    recurrent = make_agent("RecurrentPPO", Env())  # of its encoder
+    assert recurrent._params["actor"]["encoder"]["head"]["kernel"].shape == (3, 64)
     for hyperparams in ({"learning_rate": 0.5}, HyperparamSet({"learning_rate": 0.5})):
         assert (
             make_agent("DQN", Env(), hyperparams=hyperparams, **SMALL).get_hyperparams().params["learning_rate"] == 0.5
@@ -89,7 +96,7 @@ BAD = [
     (("DQN", Env(MANY)), {}, ValueError, "dqn needs discrete actions, and Env has continuous ones: take ppo, sac, td3"),
     (("DQN", "Pendulum-v1"), {}, ValueError, "dqn needs discrete actions, and Pendulum-v1 has continuous ones"),
     (("SAC", Env()), {}, ValueError, "sac needs continuous actions, and Env has discrete ones: take ppo, dqn, rainbow"),
-    (("nonsense", Env()), {}, ValueError, "unknown algorithm 'nonsense'.*known: dqn, ppo, rainbow, sac, td3"),
+    (("nonsense", Env()), {}, ValueError, "unknown algorithm 'nonsense'.*known: dqn, ppo, rainbow, recurrent_ppo, sac"),
     (("DQM", Env()), {}, ValueError, "unknown algorithm 'DQM'; did you mean 'dqn'"),
     (("Nothing-v0",), {}, ValueError, "'Nothing-v0' is neither an algorithm nor an environment"),
     ((Env(),), {"framework": "pytorch"}, ValueError, "unknown framework 'pytorch'; did you mean 'torch'"),
@@ -101,7 +108,9 @@ BAD = [
     ((3,), {}, TypeError, "env must be a Gymnasium environment or its id, got 3"),
     ((Env(MANY),), {"framework": "torch"}, NotImplementedError, "for sac in framework 'torch' yet, but in 'jax'.*ppo"),
     (("DQN", Env()), {"framework": "tf"}, NotImplementedError, "no agent for dqn in framework 'tf' yet, but in 'jax'"),
-    (("RecurrentPPO", Env()), {}, NotImplementedError, "for recurrent_ppo in framework 'jax' yet: for disc"),
+    (("RecurrentPPO", Env()), {"framework": "tf"}, NotImplementedError, "for recurrent_ppo in framework 'tf' yet, but"),
+    (("TorchRecurrentPPO", Env()), {}, NotImplementedError, "for recurrent_ppo in framework 'torch' yet, but in 'jax'"),
+    (("RecurrentPPO", Env()), {"deterministic": True}, ValueError, "the policy of recurrent_ppo is random.*take dqn"),
     (("SAC", Env(MANY)), {"neuroevo": True}, NotImplementedError, "neuroevo=True"),
     ((Env(observation=gym.spaces.Box(-1, 1, (3, 3))),), {}, NotImplementedError, "1-D Box"),
     ((Env(observation=gym.spaces.Discrete(4)),), {}, NotImplementedError, r"Discrete\(4\).*1-D Box"),

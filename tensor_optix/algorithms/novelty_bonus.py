@@ -6,6 +6,8 @@ Scores never see it. `core.novelty` is the mathematics; the rewards of task and 
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -23,8 +25,8 @@ def rewarded(
 ) -> tuple[Novelty, jax.Array]:
     """What is known after observations [*batch, *obs], and the rewards [*batch] float32 for having come there.
 
-    Rows of `weight` [*batch] float32 0 are not learned from and bring nothing. The predictor goes over the rows once, in
-    minibatches that each reach over all of the first axis, in steps of `n_minibatches`, which divides the rows.
+    Rows whose `weight` [*batch] float32 is 0 are not learned from and bring nothing. The predictor goes over the rows
+    once, in minibatches that each reach over all of the first axis; `n_minibatches` divides the rows.
     """
     known = novelty.observe(known, obs, weight)
     reward = hyper["rnd_coef"] * novelty.bonus(known, obs)
@@ -32,7 +34,7 @@ def rewarded(
     rows = obs.reshape(-1, n_minibatches, *shape)
     weights = None if weight is None else weight.reshape(-1, n_minibatches)
 
-    def step(i: jax.Array, known: Novelty) -> Novelty:
+    def step(i: Any, known: Novelty) -> Novelty:
         own = None if weights is None else weights[:, i]
         return novelty.train(known, rows[:, i], own, hyper["rnd_learning_rate"])
 

@@ -97,6 +97,16 @@ PRESETS: dict[tuple[str, str], Preset] = {
         },
         hyperparams={"learning_rate": 4e-3, "gamma": 0.98, "epsilon_steps": 24_000.0, "epsilon_end": 0.07},
     ),
+    ("dqn", "BitFlip"): Preset(
+        config={"train_every": 4, "updates": 4, "batch_size": 128, "hidden_sizes": [128]},
+        hyperparams={"learning_rate": 1e-3, "gamma": 0.98, "epsilon_steps": 5000.0, "epsilon_end": 0.1},
+    ),
+    ("sac", "PointReach"): Preset(
+        config={"hidden_sizes": [64, 64], "train_every": 2}, hyperparams={"learning_rate": 1e-3, "gamma": 0.95}
+    ),
+    ("td3", "PointReach"): Preset(
+        config={"hidden_sizes": [64, 64], "train_every": 2}, hyperparams={"learning_rate": 1e-3, "gamma": 0.95}
+    ),
     ("sac", "Pendulum-v1"): Preset(
         config={"hidden_sizes": [64, 64]}, hyperparams={"learning_rate": 1e-3}, run={"eval_every": 2048}
     ),

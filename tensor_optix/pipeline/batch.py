@@ -41,7 +41,8 @@ class BatchPipeline(SourcePipeline):
 
     A window's `episode_starts` is a list of rows; `final_obs` is the true next observation of its last row;
     `metadata` holds "final_observations" (row that ended an episode -> its terminal observation), "dropped"
-    (transitions lost to faults of the environment) and "cut" (rows after which such a loss ended the episode).
+    (transitions lost to faults of the environment) and "cut" (rows after which such a loss ended the episode). With a
+    recurrent agent `hidden_states` [1, C] is what it remembered before the first row (None: nothing).
 
     An exception of the environment drops the transition and resets; the episode counts as truncated after its last
     kept row. After `max_faults_in_a_row` faults without a successful step, RuntimeError.
@@ -103,9 +104,11 @@ class BatchPipeline(SourcePipeline):
     def _window(self) -> EpisodeData:
         self._was_loaded = False
         space = self._collector.crew.single_action_space
-        choose = partial(choose_alone, self._agent, self._deterministic, space)
+        hidden = self._memory.of(self._agent)
+        choose = partial(choose_alone, self._agent, self._deterministic, self._memory, space)
         (rows,), _, dropped = self._collector.window(choose)
-        return window_of([rows], self._episode_id, np.array(rows.next_obs), {"dropped": dropped, "cut": rows.cuts})
+        metadata = {"dropped": dropped, "cut": rows.cuts}
+        return window_of([rows], self._episode_id, np.array(rows.next_obs), metadata, hidden)
 
 
 def _crew(env: Any, env_id: str | None, env_fn: Callable[[], Any] | None, step_timeout_s: float | None) -> Crew:

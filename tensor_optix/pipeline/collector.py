@@ -107,7 +107,7 @@ class Collector:
         if True in self._due:
             self._begin(live, blocks)
         # Outside of any try: an error of the agent is not the environment's, and must be seen.
-        chosen = choose(self._obs, live)
+        chosen = choose(self._obs, live, self._begins)
         sent = [kept(action) for _, action in chosen]
         outcomes = self.crew.step([(i, action) for i, (_, action) in zip(live, chosen, strict=True)])
         dropped = 0

@@ -70,7 +70,7 @@ class GivenVector:
         live = np.flatnonzero(~resets).tolist()
         recorded = {}
         # Environments that are not live are sent their last action again.
-        for i, (record, sent) in zip(live, choose(self._obs, live), strict=True):  # type: ignore[arg-type]
+        for i, (record, sent) in zip(live, choose(self._obs, live, self._begins), strict=True):  # type: ignore[arg-type]
             recorded[i], self._sent[i] = record, sent
         obs, rewards, terminated, truncated, infos = self._vector_step()
         self._ended = (terminated | truncated) & ~resets

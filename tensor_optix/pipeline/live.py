@@ -11,7 +11,8 @@ import numpy as np
 from tensor_optix.core.base_agent import BaseAgent
 from tensor_optix.core.base_pipeline import BasePipeline
 from tensor_optix.core.types import EpisodeData
-from tensor_optix.pipeline.conversion import act_function, as_action, as_observation, check_observation_space
+from tensor_optix.pipeline.acting import Memory, choose_alone
+from tensor_optix.pipeline.conversion import as_observation, check_observation_space
 from tensor_optix.pipeline.feed import Counts, Feed, Item, Retry
 from tensor_optix.pipeline.rows import Rows, positive, positive_seconds, window_of
 
@@ -58,7 +59,8 @@ class LivePipeline(BasePipeline):
     A window's `episode_starts` is a list of rows; `final_obs` is the true next observation of its last row; `metadata`
     holds "final_observations" (row that ended an episode -> its final observation), "cut" (rows after which a gap ended
     the episode), "tails" (rows that begin in the middle of an episode, what was before having been dropped) and
-    "dropped" (items thrown away since the window before).
+    "dropped" (items thrown away since the window before). With a recurrent agent `hidden_states` [1, C] is what it
+    remembered before the first row (None: nothing).
     """
 
     def __init__(
@@ -186,6 +188,7 @@ class LivePipeline(BasePipeline):
         self._connection = 0  # that brought `_obs`
         self._begins = self._tail = False  # the row of `_obs` is the first of its episode; of what is left of it
         self._shape: tuple[int, ...] | None = None  # of every observation
+        self._memory = Memory()
 
     def _windows(self) -> Iterator[EpisodeData]:
         self.setup()
@@ -200,11 +203,11 @@ class LivePipeline(BasePipeline):
     def _window(self, feed: Feed) -> EpisodeData | None:
         """The next window; None if there is no row left for one."""
         rows, tails, over = Rows(), list[int](), False
-        began = self._clock()
+        began, hidden = self._clock(), None
         while not over:
             self._act(feed)
             if not rows:
-                began = self._clock()
+                began, hidden = self._clock(), self._memory.before
             item = feed.get()
             if item is None:
                 if feed.broken:
@@ -216,14 +219,15 @@ class LivePipeline(BasePipeline):
             return None
         dropped, self._dropped_told = self._counts.dropped - self._dropped_told, self._counts.dropped
         metadata = {"dropped": dropped, "cut": rows.cuts, "tails": tails}
-        return window_of([rows], self._episode_id, np.array(rows.next_obs), metadata)
+        return window_of([rows], self._episode_id, np.array(rows.next_obs), metadata, hidden)
 
     def _act(self, feed: Feed) -> None:
         """Choose the action for the newest observation, once, and hand it to the source."""
         if self._obs is None or self._action is not _NOT_CHOSEN:
             return
-        chosen = act_function(self._agent, self._deterministic)(self._obs)
-        self._action, sent = as_action(chosen, getattr(self._source, "action_space", None))
+        space, begins = getattr(self._source, "action_space", None), [self._begins]
+        chosen = choose_alone(self._agent, self._deterministic, self._memory, space, [self._obs], [0], begins)
+        self._action, sent = chosen[0]
         send = getattr(self._source, "send_action", None)
         if send is not None:
             try:

@@ -63,7 +63,9 @@ class Rows:
             self.final_observations[len(self) - 1] = np.array(self.next_obs)
 
 
-def window_of(blocks: Sequence[Rows], episode_id: int, final_obs: Any, metadata: dict[str, Any]) -> EpisodeData:
+def window_of(
+    blocks: Sequence[Rows], episode_id: int, final_obs: Any, metadata: dict[str, Any], hidden_states: Any = None
+) -> EpisodeData:
     """The blocks one below the other; row numbers count through the whole window."""
     offsets = segment_starts(blocks)
     placed = list(zip(offsets, blocks, strict=True))
@@ -80,6 +82,7 @@ def window_of(blocks: Sequence[Rows], episode_id: int, final_obs: Any, metadata:
         episode_starts=[offset + row for offset, block in placed for row in block.starts],
         final_obs=final_obs,
         metadata={"final_observations": finals, **({"tails": tails} if tails else {}), **metadata},
+        hidden_states=hidden_states,
     )
 
 

@@ -64,7 +64,7 @@ class SourcePipeline(WindowPipeline):
 
     def state_dict(self) -> dict[str, Any]:
         """All that the windows to come depend on, but for the agent: JSON-able values and arrays, nested."""
-        return {"episode_id": self._episode_id, "source": self._source.state()}
+        return {"episode_id": self._episode_id, "source": self._source.state(), "memory": self._memory.state()}
 
     def load_state_dict(self, state: dict[str, Any]) -> list[str]:
         """Put back what `state_dict` gave, before or after `setup`; the open episodes are played again.
@@ -73,6 +73,7 @@ class SourcePipeline(WindowPipeline):
         those that would have come, bit for bit. ValueError if the state is of another number of environments.
         """
         sentences = self._source.load(state["source"])
+        self._memory.load(state.get("memory"))
         self._episode_id = int(state["episode_id"])
         self._is_set_up = self._was_loaded = True
         return sentences

@@ -33,7 +33,8 @@ class VectorBatchPipeline(SourcePipeline):
     `final_obs` [n_envs, ...] is the true next observation of each environment's last row. `metadata` holds "n_envs",
     "n_steps" (steps of the vector), "segment_starts" and "segment_lengths" (of each environment's rows),
     "final_observations" (row that ended an episode -> its terminal observation), "dropped" (transitions lost to
-    faults) and "cut" (rows after which a fault ended the episode).
+    faults) and "cut" (rows after which a fault ended the episode). With a recurrent agent `hidden_states` [n_envs, C]
+    is what it remembered of each environment before its first row (None: nothing).
 
     *Environments from functions.* All blocks have `window_size` rows. An exception of an environment drops that
     transition only: the environment is reset, its episode counts as truncated after its last kept row, and it steps
@@ -105,7 +106,8 @@ class VectorBatchPipeline(SourcePipeline):
 
     def _window(self) -> EpisodeData:
         self._was_loaded = False
-        act = partial(choose, self._agent, self._deterministic, self.env.single_action_space)
+        hidden = self._memory.of(self._agent)
+        act = partial(choose, self._agent, self._deterministic, self._memory, self.env.single_action_space)
         blocks, n_steps, dropped = self._source.window(act)
         starts = segment_starts(blocks)
         metadata = {
@@ -116,7 +118,7 @@ class VectorBatchPipeline(SourcePipeline):
             "dropped": dropped,
             "cut": [start + row for start, block in zip(starts, blocks, strict=True) for row in block.cuts],
         }
-        return window_of(blocks, self._episode_id, np.stack([block.next_obs for block in blocks]), metadata)
+        return window_of(blocks, self._episode_id, np.stack([block.next_obs for block in blocks]), metadata, hidden)
 
 
 def _checked(env_fns: Any) -> list[Callable[[], Env[Any, Any]]]:

@@ -9,6 +9,7 @@ from typing import Any
 from tensor_optix.core.base_agent import BaseAgent
 from tensor_optix.core.base_pipeline import BasePipeline
 from tensor_optix.core.types import EpisodeData
+from tensor_optix.pipeline.acting import Memory
 from tensor_optix.pipeline.conversion import tell_action_bounds
 from tensor_optix.pipeline.rows import positive
 
@@ -24,6 +25,7 @@ class WindowPipeline(BasePipeline):
         self._episode_id = 0  # windows so far
         self._is_set_up = False
         self._told: BaseAgent | None = None  # the agent that knows the bounds of actions
+        self._memory = Memory()
 
     @property
     def window_size(self) -> int:

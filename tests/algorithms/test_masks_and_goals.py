@@ -145,7 +145,7 @@ def test_what_is_learned_from_is_relabelled_with_goals_that_were_reached():
 
 def test_hindsight_that_cannot_be_is_refused():
     cls = registry.get("dqn")
-    with pytest.raises(ValueError, match="hindsight='future' needs an environment with goals, and CartPole-v1 has none"):
+    with pytest.raises(ValueError, match="needs an environment with goals, and CartPole-v1 has none"):
         cls(envs.make("CartPole-v1"), cls.config_type(**OFF_POLICY | {"n_step": 1, "hindsight": "future"}))
     with pytest.raises(ValueError, match="hindsight relabels single steps, got n_step=2"):
         cls.config_type(**OFF_POLICY | {"hindsight": "final"})

@@ -108,15 +108,14 @@ SETTINGS = {
 @pytest.mark.parametrize("name", SETTINGS)
 def test_finds_what_dithering_does_not(name):
     config, hyperparams = SETTINGS[name]
-    steps = 60_000
     scores = {}
     for rnd in (False, True):
         own = {k: v for k, v in hyperparams.items() if rnd or k != "rnd_coef"}
         result = train(
             DeepSea(10),
             name,
-            seeds=4,
-            total_steps=steps,
+            seeds=2,
+            total_steps=60_000 if name == "ppo" else 20_000,
             config=config | {"rnd": rnd},
             hyperparams=own,
             tune=False,
@@ -125,5 +124,5 @@ def test_finds_what_dithering_does_not(name):
             progress=False,
         )
         scores[rnd] = np.sort(result.scores)
-    assert (scores[False] < 0.1).sum() >= 3, scores
-    assert (scores[True] > 0.9).sum() >= 3, scores
+    assert (scores[False] < 0.1).all(), scores
+    assert (scores[True] > 0.9).all(), scores

@@ -298,7 +298,7 @@ class TestWindow:
         rows, starts = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), (drawn.rows, drawn.starts))
         actor = learner.params["actor"]
         out, _ = jax.jit(algorithm._actor.apply)(actor, rows.obs, drawn.carry["actor"], starts)
-        log_prob = algorithm._as_distribution(out, learner.params.get("log_std", ())).log_prob(rows.action)
+        log_prob = algorithm._as_distribution(out, learner.params.get("log_std", ()), rows.obs).log_prob(rows.action)
         np.testing.assert_allclose(np.exp(log_prob - rows.log_prob), 1.0, atol=1e-5)
 
     def test_what_an_earlier_episode_showed_does_not_change_a_later_one(self):

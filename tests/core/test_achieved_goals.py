@@ -101,6 +101,7 @@ def test_rewards_and_goals_belong_together_and_reaching_one_may_end():
     reached = np.asarray(after.obs[:, 1] == achieved)
     np.testing.assert_array_equal(after.reward, np.where(reached, 0.0, -1.0))
     np.testing.assert_array_equal(after.discount, np.where(reached, 0.0, batch.discount))
-    assert reached.any() and not reached.all()
+    assert reached.any()
+    assert not reached.all()
     np.testing.assert_array_equal(after.obs[:, 0], 0.0)
     np.testing.assert_array_equal(after.weight, batch.weight)
