@@ -164,7 +164,7 @@ PRESETS: dict[tuple[str, str], Preset] = {
         )
         for name, game, hyperparams in (
             ("rainbow", "Breakout", {"v_min": 0.0, "v_max": 20.0}),
-            ("rainbow", "SpaceInvaders", {"v_min": 0.0, "v_max": 50.0}),
+            ("rainbow", "SpaceInvaders", {"v_min": 0.0, "v_max": 25.0}),
             ("dqn", "Breakout", {"epsilon_steps": 50_000.0, "epsilon_end": 0.02}),
             ("dqn", "SpaceInvaders", {"epsilon_steps": 50_000.0, "epsilon_end": 0.02}),
         )
