@@ -17,6 +17,7 @@ from tensor_optix.core.search_space import SearchSpace, search_space
 from tensor_optix.envs.vector import VectorEnv
 from tensor_optix.loop.compiled import Program
 from tensor_optix.loop.session import MemberSpec
+from tensor_optix.networks.own import own_networks
 
 DEFAULT_TOTAL_STEPS = 10_000_000  # environment steps of one member
 DEFAULT_EVAL_EVERY = 4096  # environment steps
@@ -36,8 +37,11 @@ class Plan:
     space: SearchSpace
 
 
-def make_plan(run: RunConfig, env: Any = None) -> Plan:
-    """Resolve and check a run. `env`: an environment object instead of the id in `run.env`.
+def make_plan(run: RunConfig, env: Any = None, networks: Mapping[str, Any] | None = None) -> Plan:
+    """Resolve and check a run.
+
+    `env`: an environment object instead of the id in `run.env`. `networks`: networks of the user's own by place, see
+    `tensor_optix.networks.own`.
 
     Raises ConfigError with one sentence: what, got, expected, how to mend.
     """
@@ -56,7 +60,12 @@ def make_plan(run: RunConfig, env: Any = None) -> Plan:
             f"ones; algorithms that fit: {', '.join(_fitting(vector)) or 'none'}"
         )
     chosen = preset(run.algorithm, run.env if env is None else "")
-    algorithm = kind(vector, _algorithm_config(kind.config_type, {**chosen.config, **run.config}))
+    config = _algorithm_config(kind.config_type, {**chosen.config, **run.config})
+    try:
+        algorithm = kind(vector, config)
+        algorithm = dataclasses.replace(algorithm, **own_networks(networks or {}, algorithm.places()))
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
     # A preset's hyperparameter may belong to a part that the caller's settings have switched off.
     known = {name: value for name, value in chosen.hyperparams.items() if name in algorithm.hyperparams()}
     chosen = dataclasses.replace(chosen, hyperparams=known)

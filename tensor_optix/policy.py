@@ -10,6 +10,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from tensor_optix.envs.spaces import to_array
+
 
 class Policy:
     """The best policy of one member. Call it with an observation, or with a batch of them.
@@ -30,10 +32,11 @@ class Policy:
     def __call__(self, obs: Any, key: jax.Array | None = None) -> np.ndarray:
         """The action for `obs` [*obs_shape], or actions [B, ...] for observations [B, *obs_shape].
 
+        What the environment shows will do too, where that is a Dict or a Tuple: of one environment, or batched.
         ValueError for observations of another shape, and, with memory, for another B than that of the call before.
         """
         shape = self.algorithm.env.obs_shape
-        obs = np.asarray(obs, self.algorithm.env.obs_dtype)
+        obs = np.asarray(self._flat(obs), self.algorithm.env.obs_dtype)
         single = obs.shape == tuple(shape)
         if not single and obs.shape[1:] != tuple(shape):
             raise ValueError(f"observation has shape {obs.shape}, expected {shape} or a batch [B, {shape}]")
@@ -43,6 +46,16 @@ class Policy:
         carry = self._memory(len(batch))
         action, self._carry = self._act(self.params, batch, carry, key, deterministic=deterministic)
         return np.asarray(action)[0] if single else np.asarray(action)
+
+    def _flat(self, obs: Any) -> Any:
+        """Observations that are a Dict or a Tuple as the algorithm sees them; others as they are."""
+        space = self.algorithm.env.observation_space
+        if not hasattr(space, "spaces") or isinstance(obs, np.ndarray | jax.Array):
+            return obs
+        flat = jax.eval_shape(lambda x: to_array(x, space), obs)
+        if flat.shape == tuple(self.algorithm.env.obs_shape):
+            return to_array(obs, space)
+        return jax.vmap(lambda x: to_array(x, space))(obs)
 
     def reset(self, ended: Any = None) -> None:
         """Forget what was seen: an episode starts. `ended` [B] bool: only in those rows of the batch.

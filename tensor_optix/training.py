@@ -28,6 +28,9 @@ logger = logging.getLogger(__name__)
 SAVE_EVERY_S = 30.0  # seconds of training that a crash may cost
 
 
+_NETWORKS = "networks"  # in the manifest: the places that the user filled
+
+
 def train(
     env: Any,
     algorithm: str = "ppo",
@@ -40,6 +43,7 @@ def train(
     config: Mapping[str, Any] | None = None,
     hyperparams: Mapping[str, float] | None = None,
     variants: Sequence[Mapping[str, float]] = (),
+    networks: Mapping[str, Any] | None = None,
     search_space: Mapping[str, Any] | None = None,
     autonomy: Mapping[str, Any] | None = None,
     eval_every: int | None = None,
@@ -66,6 +70,7 @@ def train(
         config: the algorithm's static settings, for example {"n_envs": 8, "hidden_sizes": [64, 64]}.
         hyperparams: starting values of its hyperparameters, for example {"learning_rate": 3e-4}.
         variants: further hyperparameters; every seed runs once with each.
+        networks: modules of your own in the algorithm's places, {"actor": make}, where make(rngs) gives an nnx.Module.
         search_space: bounds of the tuned hyperparameters: name -> (low, high) or ("log", low, high).
         autonomy: settings of the scheduler and the brain, for example {"dormant_threshold": 30}.
         eval_every: environment steps of a member between evaluations.
@@ -103,6 +108,7 @@ def train(
     return run_config(
         run,
         env=None if isinstance(env, str) else env,
+        networks=networks,
         run_dir=run_dir,
         overwrite=overwrite,
         save_every=save_every,
@@ -116,6 +122,7 @@ def run_config(
     run: RunConfig,
     *,
     env: Any = None,
+    networks: Mapping[str, Any] | None = None,
     run_dir: str | Path | None = None,
     overwrite: bool = False,
     save_every: float = SAVE_EVERY_S,
@@ -126,10 +133,10 @@ def run_config(
     """`train` for a `RunConfig`, such as one read from YAML."""
     began = time.perf_counter()
     runtime.start()
-    plan = make_plan(run, env)
+    plan = make_plan(run, env, networks)
     directory = None
     if run_dir is not None:
-        manifest = {"config": plan.run.to_dict(), "seeds": plan.run.seed_list()}
+        manifest = {"config": plan.run.to_dict(), "seeds": plan.run.seed_list(), _NETWORKS: sorted(networks or {})}
         directory = RunDir.create(run_dir, manifest, overwrite=overwrite)
     with directory or contextlib.nullcontext():
         return _Run(plan, directory, callbacks, progress, save_every, block, began).run()
@@ -139,6 +146,7 @@ def resume(
     run_dir: str | Path,
     *,
     env: Any = None,
+    networks: Mapping[str, Any] | None = None,
     total_steps: int | None = None,
     save_every: float = SAVE_EVERY_S,
     callbacks: Sequence[LoopCallback] = (),
@@ -147,8 +155,8 @@ def resume(
 ) -> TrainResult:
     """Go on with a run from its newest checkpoint, exactly as if it had not been interrupted.
 
-    env: the environment object, if the run was started with one. total_steps: a larger budget; members that only the
-    old one had stopped run on.
+    env, networks: what the run was started with, if it was objects of your own. total_steps: a larger budget; members
+    that only the old one had stopped run on.
     """
     began = time.perf_counter()
     runtime.start()
@@ -161,7 +169,7 @@ def resume(
                     "be given more"
                 )
             settings["total_steps"] = total_steps
-        plan = make_plan(from_mapping(settings), env)
+        plan = _planned(directory.manifest, settings, env, networks)
         run = _Run(plan, directory, callbacks, progress, save_every, block, began)
         run.restore()
         if total_steps is not None:
@@ -333,22 +341,29 @@ class _Run:
             result.notes.append(f"the result could not be saved: {error}")
 
 
-def load_run(run_dir: str | Path, env: Any = None) -> TrainResult:
-    """The result of a finished run, with its best policy. env: the environment object, if it was one."""
+def load_run(run_dir: str | Path, env: Any = None, networks: Mapping[str, Any] | None = None) -> TrainResult:
+    """The result of a finished run, with its best policy. env, networks: as given to `train`, if they were objects."""
     from tensor_optix.policy import Policy, from_named_arrays
 
     runtime.start()
     directory = RunDir.read(run_dir)
     result = TrainResult.from_payload(*directory.load_result())
     result.run_dir = str(run_dir)
-    plan = make_plan(from_mapping(directory.manifest["config"]), env)
+    plan = _planned(directory.manifest, directory.manifest["config"], env, networks)
     arrays, _ = directory.load_policy()
     algorithm = plan.program.algorithm
     result.policy = Policy(algorithm, from_named_arrays(_policy_shapes(plan), arrays))
     return result
 
 
-def evaluate_run(run_dir: str | Path, *, episodes: int = 100, seed: int = 0, env: Any = None) -> dict[str, Any]:
+def evaluate_run(
+    run_dir: str | Path,
+    *,
+    episodes: int = 100,
+    seed: int = 0,
+    env: Any = None,
+    networks: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
     """Score a run's best policy on fresh episodes.
 
     Returns env, algorithm, seed of the training, episodes, score and its 95 % bootstrap interval, as JSON values.
@@ -359,8 +374,8 @@ def evaluate_run(run_dir: str | Path, *, episodes: int = 100, seed: int = 0, env
 
     if episodes < 1:
         raise ConfigError(f"episodes must be at least 1, got {episodes}")
-    result = load_run(run_dir, env)
-    plan = make_plan(from_mapping(result.config), env)
+    result = load_run(run_dir, env, networks)
+    plan = make_plan(from_mapping(result.config), env, networks)
     rollouts = jax.jit(plan.program.rollouts, static_argnums=2)
     assert result.policy is not None
     returns = np.asarray(rollouts(result.policy.params, jax.random.key(seed), episodes).returns, np.float64)
@@ -372,6 +387,17 @@ def evaluate_run(run_dir: str | Path, *, episodes: int = 100, seed: int = 0, env
         "score": float(returns.mean()),
         "score_interval": list(bootstrap_interval(returns)),
     }
+
+
+def _planned(manifest: Mapping[str, Any], settings: Mapping[str, Any], env: Any, networks: Any) -> Plan:
+    """The plan of a run that is there already. ConfigError unless the networks it was started with are given."""
+    before, now = list(manifest.get(_NETWORKS, [])), sorted(networks or {})
+    if before != now:
+        raise ConfigError(
+            f"the run was started with networks of your own for {', '.join(before) or 'nothing'}, got some for "
+            f"{', '.join(now) or 'nothing'}: give the same again as networks="
+        )
+    return make_plan(from_mapping(settings), env, networks)
 
 
 def _memory(plan: Plan) -> str:

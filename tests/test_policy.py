@@ -11,8 +11,9 @@ from tensor_optix.policy import Policy, from_named_arrays, named_arrays
 from tests.runs import SMALL, assert_same_bits, plan_of
 
 
-def policy_of(env, seed=0, **config):
-    algorithm = plan_of(env=env, config=SMALL | config).program.algorithm
+def policy_of(env, seed=0, algorithm="ppo", **config):
+    config = SMALL | config if algorithm == "ppo" else config
+    algorithm = plan_of(env=env, algorithm=algorithm, config=config).program.algorithm
     hyper = {name: np.float32(value) for name, value in algorithm.hyperparams().items()}
     params = jax.jit(lambda key: algorithm.policy(algorithm.init(key, hyper)))(jax.random.key(seed))
     return Policy(algorithm, params)
@@ -45,6 +46,14 @@ class TestCall:
     def test_lists_and_double_precision_are_taken(self, cartpole):
         obs = observations(1, 4)[0]
         assert cartpole(obs.tolist()) == cartpole(obs) == cartpole(obs.astype(np.float64))
+
+    def test_what_the_environment_shows_is_taken_where_it_has_parts(self):
+        policy = policy_of("BitFlip", algorithm="dqn")
+        rng = np.random.default_rng(0)
+        parts = {name: rng.integers(0, 2, (5, 12)).astype(np.float32) for name in ("achieved_goal", "desired_goal")}
+        flat = np.concatenate([parts["achieved_goal"], parts["desired_goal"]], axis=1)
+        np.testing.assert_array_equal(policy(parts), policy(flat))
+        assert policy({name: part[2] for name, part in parts.items()}) == policy(flat[2])
 
     @pytest.mark.parametrize("shape", [(), (3,), (5,), (2, 5), (2, 2, 4)])
     def test_a_wrong_shape_is_refused(self, cartpole, shape):

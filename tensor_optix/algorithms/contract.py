@@ -9,6 +9,7 @@ from flax import struct
 
 from tensor_optix.core.search_space import SearchSpace
 from tensor_optix.envs.vector import VectorEnv
+from tensor_optix.networks.own import Places
 
 Hyperparams = dict[str, jax.Array]  # name -> [] float32, traced
 Learner = Any  # everything the algorithm carries, a pytree
@@ -58,6 +59,10 @@ class Algorithm(Protocol):
 
     def search_space(self) -> SearchSpace:
         """Those that are tuned online, with their bounds."""
+        ...
+
+    def places(self) -> Places:
+        """Where networks of the user's own may stand: names of the algorithm's fields."""
         ...
 
     def init(self, key: jax.Array, hyper: Hyperparams) -> Learner: ...

@@ -23,6 +23,7 @@ from tensor_optix.algorithms.off_policy_config import OffPolicyConfig
 from tensor_optix.core.action_mask import masked
 from tensor_optix.core.replay import Transitions
 from tensor_optix.networks.functional import Network
+from tensor_optix.networks.own import Places, place
 from tensor_optix.networks.torsos import torso
 from tensor_optix.networks.values import Dueling
 
@@ -95,6 +96,9 @@ class DQN(OffPolicy):
 
     def hyperparam_limits(self) -> dict[str, tuple[float, float]]:
         return self._used(super().hyperparam_limits())
+
+    def places(self) -> Places:
+        return {"q_network": place((self.env.obs_shape, self.env.obs_dtype), outputs=self.env.n_actions)}
 
     def _used(self, table: dict[str, Any]) -> dict[str, Any]:
         """A target network that is copied does not follow."""

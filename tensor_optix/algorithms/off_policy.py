@@ -28,6 +28,7 @@ from tensor_optix.core.replay import Replay, Transitions
 from tensor_optix.core.search_space import SearchSpace, search_space
 from tensor_optix.envs.parts import Goals
 from tensor_optix.envs.vector import StepOut, VectorEnv, VectorState
+from tensor_optix.networks.own import Places
 
 Agent = Any  # what learns: networks, targets, moments; a pytree
 
@@ -110,6 +111,10 @@ class OffPolicy(ABC):
 
     def hyperparam_limits(self) -> dict[str, tuple[float, float]]:
         return {**self.limits, **optional_limits(self.config, bool(self._hindsight))}
+
+    def places(self) -> Places:
+        """None, unless a subclass has some."""
+        return {}
 
     def search_space(self) -> SearchSpace:
         return search_space(self.bounds)

@@ -42,6 +42,7 @@ from tensor_optix.core.sparse_rows import update_rows
 from tensor_optix.envs.vector import EpisodeSums, VectorState
 from tensor_optix.networks.distributions import Categorical, DiagonalGaussian
 from tensor_optix.networks.functional import Network, Params
+from tensor_optix.networks.own import Places, place
 from tensor_optix.networks.torsos import torso
 
 
@@ -60,6 +61,12 @@ class PPO(BasePPO):
     config_type = PPOConfig
 
     # -- what the driver asks ------------------------------------------------------------------------------
+
+    def places(self) -> Places:
+        # Normalised observations are float32, and so are all that are no images.
+        is_image = len(self.env.obs_shape) == 3 and not self.config.normalize_observations
+        obs = (self.env.obs_shape, self.env.obs_dtype if is_image else jnp.float32)
+        return {"actor": place(obs, outputs=self._n_out), "critic": place(obs, outputs=1)}
 
     def init(self, key: jax.Array, hyper: Hyperparams) -> PPOLearner:
         key_actor, key_critic, key_env = jax.random.split(key, 3)
@@ -126,10 +133,13 @@ class PPO(BasePPO):
         """[*batch] float32 for observations [*batch, *obs]."""
         return self._value(params["critic"], obs)
 
+    @property
+    def _n_out(self) -> int:
+        return self.env.n_actions if self._discrete else self.env.action_dim
+
     @cached_property
     def _actor(self) -> Network:
-        n_out = self.env.n_actions if self._discrete else self.env.action_dim
-        return self.actor or self._network(n_out, head_gain=0.01)
+        return self.actor or self._network(self._n_out, head_gain=0.01)
 
     @cached_property
     def _critic(self) -> Network:

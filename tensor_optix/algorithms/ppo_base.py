@@ -21,6 +21,7 @@ from tensor_optix.core.search_space import SearchSpace, search_space
 from tensor_optix.envs.vector import VectorEnv, VectorState
 from tensor_optix.networks.distributions import Categorical
 from tensor_optix.networks.functional import Params
+from tensor_optix.networks.own import Places
 from tensor_optix.networks.torsos import ACTIVATIONS
 
 HYPERPARAMS: dict[str, float] = {
@@ -143,6 +144,10 @@ class BasePPO:
 
     def hyperparam_limits(self) -> dict[str, tuple[float, float]]:
         return {**LIMITS, **(novelty_bonus.LIMITS if self.config.rnd else {})}
+
+    def places(self) -> Places:
+        """None, unless a subclass has some."""
+        return {}
 
     def search_space(self) -> SearchSpace:
         return search_space(BOUNDS)

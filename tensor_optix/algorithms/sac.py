@@ -21,11 +21,12 @@ from tensor_optix.algorithms.contract import Hyperparams
 from tensor_optix.algorithms.flat_adam import Trained
 from tensor_optix.algorithms.off_policy import OffPolicy, OffPolicyLearner
 from tensor_optix.algorithms.off_policy_config import OffPolicyConfig
-from tensor_optix.algorithms.twin_critics import TwinCritics, twin_critics
+from tensor_optix.algorithms.twin_critics import TwinCritics, actor_and_critic, twin_critics
 from tensor_optix.core.colored_noise import colored_noise
 from tensor_optix.core.replay import Transitions
 from tensor_optix.networks.distributions import SquashedGaussian
 from tensor_optix.networks.functional import Network
+from tensor_optix.networks.own import Places
 from tensor_optix.networks.torsos import torso
 
 LOG_STD_MIN, LOG_STD_MAX = -5.0, 2.0
@@ -87,6 +88,9 @@ class SAC(OffPolicy):
         "tau": ("log", 1e-3, 1e-1),
     }
     losses: ClassVar[tuple[str, ...]] = ("actor_loss", "critic_loss", "alpha", "entropy", "q_mean")
+
+    def places(self) -> Places:
+        return actor_and_critic(self.env.obs_shape, self.env.obs_dtype, self.env.action_dim, 2 * self.env.action_dim)
 
     # -- acting --------------------------------------------------------------------------------------------
 

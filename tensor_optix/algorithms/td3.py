@@ -21,10 +21,11 @@ from tensor_optix.algorithms.contract import Hyperparams
 from tensor_optix.algorithms.flat_adam import Trained
 from tensor_optix.algorithms.off_policy import OffPolicy, OffPolicyLearner
 from tensor_optix.algorithms.off_policy_config import OffPolicyConfig
-from tensor_optix.algorithms.twin_critics import TwinCritics, twin_critics
+from tensor_optix.algorithms.twin_critics import TwinCritics, actor_and_critic, twin_critics
 from tensor_optix.core.colored_noise import colored_noise
 from tensor_optix.core.replay import Transitions
 from tensor_optix.networks.functional import Network
+from tensor_optix.networks.own import Places
 from tensor_optix.networks.torsos import torso
 
 
@@ -92,6 +93,9 @@ class TD3(OffPolicy):
         "tau": ("log", 1e-3, 1e-1),
     }
     losses: ClassVar[tuple[str, ...]] = ("actor_loss", "critic_loss", "q_mean")
+
+    def places(self) -> Places:
+        return actor_and_critic(self.env.obs_shape, self.env.obs_dtype, self.env.action_dim, self.env.action_dim)
 
     # -- acting --------------------------------------------------------------------------------------------
 

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from tensor_optix.algorithms import flat_adam
 from tensor_optix.networks.functional import Network
+from tensor_optix.networks.own import Places, place
 from tensor_optix.networks.values import ActionValue
 
 
@@ -49,6 +50,12 @@ class TwinCritics:
         error = self.both(params, obs, action) - target[None]
         squared = weight[None] * jnp.square(error)
         return squared.mean(axis=-1).sum(), jnp.abs(error).mean(axis=0)
+
+
+def actor_and_critic(obs_shape: tuple[int, ...], obs_dtype: Any, action_dim: int, actor_outputs: int) -> Places:
+    """The places of an algorithm with an actor and twin critics, which are made alike."""
+    obs, action = (obs_shape, obs_dtype), ((action_dim,), jnp.float32)
+    return {"actor": place(obs, outputs=actor_outputs), "critic": place(obs, action, outputs=1)}
 
 
 def twin_critics(given: Any, obs_shape: tuple[int, ...], action_dim: int, config: Any) -> TwinCritics:
