@@ -197,8 +197,7 @@ def sharded_chunk(program: Program, mesh: Mesh, block: int, max_windows: int) ->
         count = members.unpack().brain.done.shape[0]
         rows = (count // block, block) if block > 1 else (count,)
         blocks = jax.tree.map(lambda x: x.reshape(*rows, *x.shape[1:]), members)
-        run = partial(program.chunk, n_windows=n_windows, max_windows=max_windows)
-        blocks, reports = jax.lax.map(run, blocks)
+        blocks, reports = _in_turn(partial(program.chunk, n_windows=n_windows, max_windows=max_windows), blocks)
         members = jax.tree.map(lambda x: x.reshape(count, *x.shape[len(rows) :]), blocks)
         lead = 1 + len(rows)  # axes of a report before its own: block, window, and the block's members if they have one
         return members, jax.tree.map(
@@ -229,6 +228,23 @@ def _shard(f: Callable[..., Any], mesh: Mesh, n_args: int) -> Callable[..., Any]
 
 def _mapped(f: Callable[..., Any], *stacked: Any) -> Any:
     return jax.lax.map(lambda args: f(*args), stacked)
+
+
+def _in_turn(f: Callable[[Any], tuple[Any, Any]], rows: Any) -> tuple[Any, Any]:
+    """f of every row, which gives the row as it is afterwards and something else: both, stacked.
+
+    As `lax.map`, but the rows stay in one buffer, so that only one of them is there twice. A replay may be most of what
+    the machine has.
+    """
+    f, count = _traced_once(f), jax.tree.leaves(rows)[0].shape[0]
+    other = jax.eval_shape(f, jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), rows))[1]
+    others = jax.tree.map(lambda x: jnp.zeros((count, *x.shape), x.dtype), other)
+
+    def turn(i: jax.Array, carry: tuple[Any, Any]) -> tuple[Any, Any]:
+        after = f(jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, i, 0, keepdims=False), carry[0]))
+        return jax.tree.map(lambda x, new: jax.lax.dynamic_update_index_in_dim(x, new, i, 0), carry, after)
+
+    return jax.lax.fori_loop(0, count, turn, (rows, others))
 
 
 def _for(keys: jax.Array, purpose: int) -> jax.Array:

@@ -91,14 +91,19 @@ def test_minibatches_cover_every_row_once():
     assert all(rows.min() < 3 and rows.max() > 20 for rows in seen), "each reaches over the whole window"
 
 
+# Depth of the sea, environment steps, configuration, hyperparameters.
 SETTINGS = {
     "ppo": (
+        10,
+        60_000,
         {"n_envs": 8, "n_steps": 80, "hidden_sizes": [64], "activation": "relu"},
-        {"learning_rate": 1e-3, "entropy_coef": 0.01, "rnd_coef": 0.1},
+        {"learning_rate": 1e-3, "entropy_coef": 0.01},
     ),
     "dqn": (
-        {"train_every": 2, "updates": 2, "batch_size": 64, "hidden_sizes": [64], "warmup_steps": 500},
-        {"learning_rate": 1e-3, "epsilon_steps": 2000.0, "rnd_coef": 0.1},
+        14,
+        20_000,
+        {"train_every": 4, "updates": 2, "batch_size": 64, "hidden_sizes": [64], "warmup_steps": 500},
+        {"learning_rate": 1e-3, "epsilon_steps": 2000.0},
     ),
 }
 
@@ -107,22 +112,21 @@ SETTINGS = {
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("name", SETTINGS)
 def test_finds_what_dithering_does_not(name):
-    config, hyperparams = SETTINGS[name]
-    scores = {}
+    depth, steps, config, hyperparams = SETTINGS[name]
+    found = {}
     for rnd in (False, True):
-        own = {k: v for k, v in hyperparams.items() if rnd or k != "rnd_coef"}
         result = train(
-            DeepSea(10),
+            DeepSea(depth),
             name,
-            seeds=2,
-            total_steps=60_000 if name == "ppo" else 20_000,
+            seeds=4,
+            total_steps=steps,
             config=config | {"rnd": rnd},
-            hyperparams=own,
+            hyperparams=hyperparams,
             tune=False,
             stop=False,
             final_episodes=4,
             progress=False,
         )
-        scores[rnd] = np.sort(result.scores)
-    assert (scores[False] < 0.1).all(), scores
-    assert (scores[True] > 0.9).all(), scores
+        found[rnd] = int((result.scores > 0.9).sum())
+    assert found[False] <= 1, found
+    assert found[True] >= 3, found
