@@ -37,9 +37,22 @@ def state_of(path):
     return run.load_checkpoint(template).state
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_n_and_n_windows_are_2n_to_the_bit(tmp_path, name):
+OPTIONS = {"prioritized": True, "n_step": 1, "rnd": True}
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        *(pytest.param(name, {}, marks=() if name in QUICK else pytest.mark.slow) for name in registry.names()),
+        pytest.param("dqn", {"env": "BitFlip", "config": OPTIONS}, marks=pytest.mark.slow),
+        pytest.param("sac", {"env": "PointReach", "config": OPTIONS}, marks=pytest.mark.slow),
+        pytest.param("recurrent_ppo", {"config": {"rnd": True}}, marks=pytest.mark.slow),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "options" if value else "plain",
+)
+def test_n_and_n_windows_are_2n_to_the_bit(tmp_path, name, changes):
     settings = settings_of(name)
+    settings |= changes | {"config": settings["config"] | changes.get("config", {})}
     train(**settings, run_dir=tmp_path / "whole")
     half = settings["total_steps"] // (WINDOWS // 2) * (WINDOWS // 3)  # also in the midst of the tuner's cycle
     train(**{**settings, "total_steps": half}, run_dir=tmp_path / "parts")
