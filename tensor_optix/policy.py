@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from tensor_optix.envs.spaces import to_array
+from tensor_optix.envs.spaces import is_single, to_array
 
 
 class Policy:
@@ -50,12 +50,17 @@ class Policy:
     def _flat(self, obs: Any) -> Any:
         """Observations that are a Dict or a Tuple as the algorithm sees them; others as they are."""
         space = self.algorithm.env.observation_space
-        if not hasattr(space, "spaces") or isinstance(obs, np.ndarray | jax.Array):
+        if not hasattr(space, "spaces") or isinstance(obs, np.ndarray | jax.Array | list):
             return obs
-        flat = jax.eval_shape(lambda x: to_array(x, space), obs)
-        if flat.shape == tuple(self.algorithm.env.obs_shape):
-            return to_array(obs, space)
-        return jax.vmap(lambda x: to_array(x, space))(obs)
+        try:
+            obs = jax.tree.map(np.asarray, obs)
+            if is_single(obs, space):
+                return to_array(obs, space)
+            return jax.vmap(lambda x: to_array(x, space))(obs)
+        except (KeyError, AttributeError, IndexError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"the observation does not fit {space}: {error}; give what the environment shows"
+            ) from None
 
     def reset(self, ended: Any = None) -> None:
         """Forget what was seen: an episode starts. `ended` [B] bool: only in those rows of the batch.

@@ -71,6 +71,7 @@ def train(
         hyperparams: starting values of its hyperparameters, for example {"learning_rate": 3e-4}.
         variants: further hyperparameters; every seed runs once with each.
         networks: modules of your own in the algorithm's places, {"actor": make}, where make(rngs) gives an nnx.Module.
+            hidden_sizes and activation are for the places that are left.
         search_space: bounds of the tuned hyperparameters: name -> (low, high) or ("log", low, high).
         autonomy: settings of the scheduler and the brain, for example {"dormant_threshold": 30}.
         eval_every: environment steps of a member between evaluations.
@@ -395,7 +396,7 @@ def _planned(manifest: Mapping[str, Any], settings: Mapping[str, Any], env: Any,
     if before != now:
         raise ConfigError(
             f"the run was started with networks of your own for {', '.join(before) or 'nothing'}, got some for "
-            f"{', '.join(now) or 'nothing'}: give the same again as networks="
+            f"{', '.join(now) or 'nothing'}: give the same again as networks=, from Python"
         )
     return make_plan(from_mapping(settings), env, networks)
 

@@ -64,6 +64,25 @@ def test_places_that_are_left_keep_the_librarys_networks():
     assert "first" not in params["critic"]
 
 
+def test_members_start_with_weights_of_their_own_and_may_flatten():
+    """A module that keeps one batch axis and flattens the rest is called with one, whatever the algorithm has."""
+
+    class Flat(Own):
+        def __call__(self, x):
+            return super().__call__(x.reshape(x.shape[0], -1))
+
+    plan = plan_of("ppo", {"actor": lambda rngs: Flat(4, 2, rngs), "critic": lambda rngs: Flat(4, 1, rngs)})
+    algorithm = plan.program.algorithm
+    hyper = {k: jnp.float32(v) for k, v in algorithm.hyperparams().items()}
+    learners = [jax.jit(algorithm.init)(jax.random.key(i), hyper) for i in range(2)]
+    first, second = (learner.params["actor"]["first"]["kernel"] for learner in learners)
+    assert not np.array_equal(first, second)
+    assert jax.eval_shape(algorithm.window, learners[0], hyper, jax.random.key(0))[1].finite.shape == ()
+    obs = jax.random.normal(jax.random.key(2), (3, 5, 4))
+    values = algorithm.values(learners[0].params, obs)
+    np.testing.assert_allclose(values[1, 2], algorithm.values(learners[0].params, obs[1, 2]), rtol=1e-6)
+
+
 def run(tmp_path, **changes):
     settings = {"total_steps": 640, "eval_every": 128, "eval_episodes": 2, "final_episodes": 2, "tune": False}
     return train(
@@ -85,8 +104,6 @@ def test_a_run_with_them_is_kept_resumed_and_evaluated(tmp_path):
     obs = np.ones((3, 4), np.float32)
     before = result.policy(obs)
     assert result.policy.arrays()["actor/first/kernel"].shape == (4, 13)
-    first, second = (member.returns.tolist() for member in result.members)
-    assert first != second, "members start with weights of their own"
     again = load_run(tmp_path / "run", networks=networks)
     np.testing.assert_array_equal(again.policy(obs), before)
     assert np.isfinite(evaluate_run(tmp_path / "run", episodes=2, networks=networks)["score"])
@@ -109,14 +126,21 @@ class With(Own):
     [
         ({"policy": make(4, 2)}, "no place for a network 'policy'; places of this algorithm: actor, critic"),
         ({"actor": Own(4, 2, nnx.Rngs(0))}, "must be a function of nnx.Rngs that makes an nnx.Module, got Own"),
+        ({"actor": make(5, 2)}, r"cannot be called with \[2, 4\]: .*dot_general"),
+        ({"actor": nnx.Linear}, "cannot be made by calling it with nnx.Rngs: .*missing"),
+        ({"actor": lambda rngs: 3}, "it made a int, no nnx.Module"),
+        (
+            {"actor": lambda rngs: nnx.Linear(4, 2, param_dtype=jnp.bfloat16, rngs=rngs)},
+            "of bfloat16: parameters must be float32",
+        ),
         ({"actor": make(4, 3)}, r"turns \[2, 4\] into \[2, 3\], expected \[2, 2\]: give its last layer 2 outputs"),
         (
             {"critic": lambda rngs: With(lambda rngs: nnx.Dropout(0.1, rngs=rngs), 4, 1, rngs)},
-            r"only float32 parameters \(nnx.Param\)",
+            "which is no nnx.Param: leave out what keeps a state",
         ),
         (
             {"critic": lambda rngs: With(lambda rngs: nnx.BatchNorm(4, rngs=rngs), 4, 1, rngs)},
-            r"only float32 parameters \(nnx.Param\)",
+            "which is no nnx.Param: leave out what keeps a state",
         ),
     ],
 )

@@ -54,6 +54,10 @@ class TestCall:
         flat = np.concatenate([parts["achieved_goal"], parts["desired_goal"]], axis=1)
         np.testing.assert_array_equal(policy(parts), policy(flat))
         assert policy({name: part[2] for name, part in parts.items()}) == policy(flat[2])
+        assert policy({name: part[:1] for name, part in parts.items()}).shape == (1,)
+        assert policy(flat[2].tolist()) == policy(flat[2])
+        with pytest.raises(ValueError, match="the observation does not fit"):
+            policy({"achieved_goal": parts["achieved_goal"]})
 
     @pytest.mark.parametrize("shape", [(), (3,), (5,), (2, 5), (2, 2, 4)])
     def test_a_wrong_shape_is_refused(self, cartpole, shape):

@@ -97,6 +97,11 @@ class DQN(OffPolicy):
     def hyperparam_limits(self) -> dict[str, tuple[float, float]]:
         return self._used(super().hyperparam_limits())
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.q_network is not None and self.config.dueling:
+            raise ValueError("dueling is a form of the library's own network: leave it out beside a q_network of yours")
+
     def places(self) -> Places:
         return {"q_network": place((self.env.obs_shape, self.env.obs_dtype), outputs=self.env.n_actions)}
 

@@ -1,7 +1,7 @@
 """Random network distillation as an option of every compiled algorithm: a reward for what is new, beside the task's.
 
 Scores never see it. `core.novelty` is the mathematics; the rewards of task and novelty are added, as the host's
-`RNDPipeline` does.
+`RNDPipeline` does. PPO gets it for the last observation of a task too, which the off-policy algorithms do not keep.
 """
 
 from __future__ import annotations

@@ -65,7 +65,7 @@ class OffPolicy(ABC):
     name: ClassVar[str]
     action_kinds: ClassVar[tuple[str, ...]]
     is_on_policy: ClassVar[bool] = False
-    defaults: ClassVar[dict[str, float]]  # every hyperparameter but those of priorities
+    defaults: ClassVar[dict[str, float]]  # every hyperparameter but those that options bring
     limits: ClassVar[dict[str, tuple[float, float]]]
     bounds: ClassVar[dict[str, tuple[Any, ...]]]  # tuned online unless the caller says otherwise
     losses: ClassVar[tuple[str, ...]]  # what `update` reports
@@ -74,7 +74,8 @@ class OffPolicy(ABC):
         if self.config.hindsight not in ("auto", "off") and self.env.goals is None:
             raise ValueError(
                 f"hindsight={self.config.hindsight!r} needs an environment with goals, and {self.env.name} has none: "
-                "its observation must be a Dict with achieved_goal and desired_goal, and it must have compute_reward"
+                "its observation must be a Dict with achieved_goal and desired_goal, Boxes of one shape, and it must "
+                "have compute_reward"
             )
 
     # -- what a subclass gives -----------------------------------------------------------------------------
@@ -291,10 +292,11 @@ class OffPolicy(ABC):
             ways = (self._hindsight, hyper["hindsight_share"], self._goals.wanting, self.env.goal_worth)
             batch = achieved_goals.relabel(seen.goals, seen.replay, batch, place, key_goals, *ways)
         if self.config.rnd:
-            # By what is known now: a bonus that was stored would be that of long ago. Nothing is known of a task's end.
+            # By what is known now: a bonus that was stored would be that of long ago. A task's last observation is not
+            # kept, so it brings none. It comes with the last of the n rewards.
             follows = (batch.discount > 0) & (batch.weight > 0)
             known, bonus = novelty_bonus.rewarded(known, batch.next_obs, follows.astype(jnp.float32), hyper)
-            batch = batch.replace(reward=batch.reward + bonus)
+            batch = batch.replace(reward=batch.reward + bonus * batch.discount / jnp.maximum(hyper["gamma"], 1e-6))
         agent, td_error, losses = self.update(agent, batch, noise, hyper, updates)
         if self.config.prioritized:
             priorities = prioritized.update(priorities, place, td_error, hyper["per_alpha"], hyper["per_eps"])

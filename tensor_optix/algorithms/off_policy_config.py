@@ -35,7 +35,7 @@ class OffPolicyConfig:
     n_step: int = 1  # rewards summed before bootstrapping
     prioritized: bool = False
     hindsight: str = "auto"  # goals of the past: "off", "future", "final", "episode"; "auto": "future" where it can be
-    rnd: bool = False  # a bonus for novelty, by random network distillation
+    rnd: bool = False  # a bonus for novelty (random network distillation) of what the n steps led to, unless to an end
     hidden_sizes: tuple[int, ...] = (256, 256)
     activation: str = "relu"
 

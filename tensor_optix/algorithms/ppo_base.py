@@ -19,7 +19,7 @@ from tensor_optix.core import normalizers, novelty
 from tensor_optix.core.action_mask import masked
 from tensor_optix.core.search_space import SearchSpace, search_space
 from tensor_optix.envs.vector import VectorEnv, VectorState
-from tensor_optix.networks.distributions import Categorical
+from tensor_optix.networks.distributions import Categorical, MaskedCategorical
 from tensor_optix.networks.functional import Params
 from tensor_optix.networks.own import Places
 from tensor_optix.networks.torsos import ACTIVATIONS
@@ -183,7 +183,8 @@ class BasePPO:
 
     def _categorical(self, logits: jax.Array, obs: jax.Array) -> Categorical:
         """Over the actions that observations [*batch, *obs] allow, normalised or not."""
-        return Categorical(masked(logits, self.env.action_mask(obs)))
+        mask = self.env.action_mask(obs)
+        return Categorical(logits) if mask is None else MaskedCategorical(masked(logits, mask))
 
     def _normalize(self, moments: Any, obs: jax.Array) -> jax.Array:
         if self.config.normalize_observations:

@@ -188,8 +188,12 @@ class Rainbow(OffPolicy):
         return RainbowAgent(online, self._followed(agent.target, online.params, hyper, updates)), error, losses
 
     def values(self, params: jax.Array, obs: jax.Array, hyper: Hyperparams) -> jax.Array:
-        """[*batch, n_actions] float32: values by the mean weights of flat parameters [P] for [*batch, *obs]."""
-        return self._values(self._outputs(self._unravel(params), obs, None), *self._range(hyper))
+        """[*batch, n_actions] float32: values by the mean weights of flat parameters [P] for [*batch, *obs].
+
+        Those of actions that are not allowed are `action_mask.NEVER`.
+        """
+        values = self._values(self._outputs(self._unravel(params), obs, None), *self._range(hyper))
+        return masked(values, self.env.action_mask(obs))
 
     def _target(
         self,

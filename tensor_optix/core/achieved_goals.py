@@ -82,9 +82,11 @@ def draw(goals: AchievedGoals, stored: Replay, key: jax.Array, strategy: str, pl
     newest = jnp.broadcast_to(stored.cursor - 1, row.shape)
     ended = of(goals.last, jax.lax.rem(number, jnp.int32(rows)))
     ahead = between(row, jnp.where(goes_on, newest, ended))
-    behind = between(jnp.broadcast_to(stored.cursor - stored.size, row.shape), row)  # to the oldest row
+    oldest = jax.lax.rem(stored.cursor - stored.size + jnp.int32(rows), jnp.int32(rows))
+    oldest = jnp.broadcast_to(oldest, row.shape)
     before = of(goals.last, jax.lax.rem(number + jnp.int32(rows - 1), jnp.int32(rows)))  # last of the episode before
-    behind = jnp.where(number > 0, jnp.minimum(behind, between(before + 1, row)), behind)
+    reaches_back = of(goals.episode, oldest) == number  # what was before it is overwritten
+    behind = between(jnp.where(reaches_back, oldest, before + 1), row)
     position = row + jnp.int32(rows)  # counted on, so that an episode before the ring's first row is not below 0
     chosen = goal_index(key, strategy, position, position - behind, position + ahead + 1)
     return jax.lax.rem(chosen, jnp.int32(rows)) * n_envs + env

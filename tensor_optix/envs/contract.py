@@ -10,6 +10,9 @@ gymnax 1.0 are, and so is a class of your own:
         def observation_space(self, params): return Box(0.0, 1.0, (3,))
         def action_space(self, params): return Discrete(2)
 
+Where episodes are cut at a number of steps only, `max_steps_in_episode` of the parameters or of the environment says
+it: evaluations then last as long, and replays keep fewer final observations.
+
 `step` starts the next episode by itself where one ended, and `info["final_observation"]` is what was seen last.
 
 Cheaper, and simpler to write: leave `reset` and `step` out and give `reset_env`, `step_env` and `is_truncated`

@@ -48,6 +48,7 @@ class DeepSea:
         if depth < 2:
             raise ValueError(f"depth must be at least 2 rows, got {depth}")
         self.depth, self.continuous = depth, continuous
+        self.max_steps_in_episode = depth
         cells = (depth, depth)
         self.right = np.ones(cells, bool) if seed is None else np.random.default_rng(seed).random(cells) < 0.5
 

@@ -28,6 +28,7 @@ class GoalTask:
 
     def __init__(self, n: int, length: int) -> None:
         self.n, self.length = n, length
+        self.max_steps_in_episode = length
 
     def observation_space(self, params: Any) -> Dict:
         box = Box(self.low, self.high, (self.n,))

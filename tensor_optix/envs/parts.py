@@ -82,20 +82,18 @@ def mask_span(parts: Mapping[str, Span], action: ActionSpec, name: str) -> Span 
     return found
 
 
-def goals(env: Any, parts: Mapping[str, Span], space: Any, name: str) -> Goals | None:
-    """The goals of an environment; None unless its observation has both and it can say what one is worth.
+def goals(env: Any, parts: Mapping[str, Span], space: Any) -> Goals | None:
+    """The goals of an environment; None where it has none that hindsight could replace.
 
-    ValueError: the two goals differ in size, or are single choices.
+    That takes both, each a Box (or MultiBinary) of the same shape, and a method `compute_reward`.
     """
     if ACHIEVED not in parts or DESIRED not in parts or not callable(getattr(env, "compute_reward", None)):
         return None
-    own = space.spaces[DESIRED]
-    sizes = [parts[part][1] - parts[part][0] for part in (ACHIEVED, DESIRED)]
-    if sizes[0] != sizes[1] or is_discrete(own) or hasattr(own, "nvec") or hasattr(own, "spaces"):
-        raise ValueError(
-            f"{name}: {ACHIEVED} has {sizes[0]} numbers and {DESIRED} {sizes[1]}, as {own!r}; "
-            "make both a Box of the same shape, for instance with a choice as its one-hot vector"
-        )
+    own, reached = space.spaces[DESIRED], space.spaces[ACHIEVED]
+    if any(is_discrete(each) or hasattr(each, "nvec") or hasattr(each, "spaces") for each in (own, reached)):
+        return None
+    if tuple(own.shape) != tuple(reached.shape):
+        return None
     return Goals(
         achieved=parts[ACHIEVED],
         desired=parts[DESIRED],

@@ -119,7 +119,7 @@ def _describe(env: Any, params: Any, name: str, origin: Hashable) -> VectorEnv:
 
     obs = jax.eval_shape(first_obs, jax.random.key(0))
     action = action_spec(env.action_space(params))
-    limit = getattr(params, "max_steps_in_episode", None)
+    limit = getattr(params, "max_steps_in_episode", getattr(env, "max_steps_in_episode", None))
     return VectorEnv(
         name=name,
         identity=(origin, _freeze(params)),
@@ -130,7 +130,7 @@ def _describe(env: Any, params: Any, name: str, origin: Hashable) -> VectorEnv:
         env=env,
         params=params,
         observation_space=obs_space,
-        goals=goals(env, parts, obs_space, name),
+        goals=goals(env, parts, obs_space),
         mask=mask_span(parts, action, name),
     )
 

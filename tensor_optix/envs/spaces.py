@@ -150,8 +150,8 @@ def action_spec(space: Any) -> ActionSpec:
         return _joint_spec(space, nvec)
     if not is_box(space) or not jnp.issubdtype(space.dtype, jnp.floating):
         raise ValueError(
-            f"action space {space!r} is not supported: expected Discrete, MultiDiscrete or a floating point Box; "
-            "wrap the environment so that it takes one of them"
+            f"action space {space!r} is not supported: expected Discrete, MultiDiscrete, MultiBinary or a floating "
+            "point Box; wrap the environment so that it takes one of them"
         )
     shape = tuple(int(size) for size in space.shape)
     low, high = (np.broadcast_to(np.asarray(bound, np.float64), shape).ravel() for bound in (space.low, space.high))
@@ -204,6 +204,12 @@ def to_array(obs: Any, space: Any) -> jax.Array:
     return jnp.concatenate([part.reshape(-1).astype(jnp.float32) for part in parts])
 
 
+def is_single(obs: Any, space: Any) -> bool:
+    """Whether a Dict or a Tuple is one observation; False: each of its arrays has a batch axis in front."""
+    leaf, own = _leaves(obs, space)[0]
+    return np.ndim(leaf) == (0 if is_discrete(own) else len(own.shape))
+
+
 def spans(obs: Any, space: Any) -> dict[str, tuple[int, int]]:
     """Where in `to_array(obs, space)` each named part of a Dict lies, as (start, stop); {} for other spaces."""
     children: Any = getattr(space, "spaces", None)
@@ -219,12 +225,14 @@ def spans(obs: Any, space: Any) -> dict[str, tuple[int, int]]:
 def _leaf_to_array(obs: Any, space: Any) -> jax.Array:
     obs = jnp.asarray(obs)
     if hasattr(space, "nvec"):
+        counts = choices(space) or ()
+        if obs.size != len(counts):
+            raise ValueError(f"an observation of {space!r} must have {len(counts)} entries, got {obs.size}")
         starts = np.broadcast_to(np.asarray(getattr(space, "start", 0)).ravel(), (obs.size,))
-        entries = enumerate(choices(space) or ())
-        flat = obs.reshape(-1)
+        entries, flat = enumerate(counts), obs.reshape(-1)
         return jnp.concatenate([jax.nn.one_hot(flat[i] - starts[i], n, dtype=jnp.float32) for i, n in entries])
     if is_discrete(space):
-        return jax.nn.one_hot(obs.reshape(()), int(space.n), dtype=jnp.float32)
+        return jax.nn.one_hot(obs.reshape(()) - int(getattr(space, "start", 0)), int(space.n), dtype=jnp.float32)
     if obs.ndim == 3:
         return obs if obs.dtype == jnp.uint8 else obs.astype(jnp.float32)
     return obs.reshape(-1).astype(jnp.float32)

@@ -60,6 +60,21 @@ class Categorical(struct.PyTreeNode):
         return distrax.Categorical(logits=self.logits)
 
 
+class MaskedCategorical(Categorical):
+    """A choice among actions of which some have probability 0: these are never sampled.
+
+    A cumulative sum that is added up in blocks may rise by a rounding error where it should not.
+    """
+
+    def sample(self, noise: jax.Array) -> jax.Array:
+        """[...] int32 by inversion over the possible actions; noise [...] uniform in [0, 1)."""
+        probability = jax.nn.softmax(self.logits, axis=-1)
+        possible = probability > 0
+        below = jnp.where(possible, jnp.cumsum(probability, axis=-1), jnp.float32(0.0))
+        wanted = noise * below.max(axis=-1)
+        return jnp.argmax(possible & (below > wanted[..., None]), axis=-1).astype(jnp.int32)
+
+
 class DiagonalGaussian(struct.PyTreeNode):
     """Independent normals, one for each action dimension D."""
 

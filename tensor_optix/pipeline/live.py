@@ -207,7 +207,8 @@ class LivePipeline(BasePipeline):
         while not over:
             self._act(feed)
             if not rows:
-                began, hidden = self._clock(), self._memory.before
+                began = self._clock()
+                hidden = None if self._memory.of(self._agent) is None else self._memory.before
             item = feed.get()
             if item is None:
                 if feed.broken:

@@ -10,6 +10,7 @@ import pytest
 from tensor_optix import envs
 from tensor_optix.algorithms import registry
 from tensor_optix.core import action_mask
+from tensor_optix.core.replay import Transitions
 from tensor_optix.envs.goal_tasks import BitFlip, PointReach
 from tensor_optix.envs.probes import Probe
 from tensor_optix.envs.spaces import Box, Dict, Discrete
@@ -88,7 +89,34 @@ def test_no_action_is_taken_that_is_not_allowed(name, change):
         assert np.take_along_axis(allowed, action[:, None], axis=1).all()
 
 
-def test_the_next_value_is_of_an_allowed_action():
+@pytest.mark.parametrize("double", [False, True])
+@pytest.mark.parametrize("name", ["dqn", "rainbow"])
+def test_targets_are_of_allowed_actions(name, double):
+    """An action that is not allowed and looks far better than all others does not change them."""
+    plain = {"distributional": False, "noisy": False, "prioritized": False} if name == "rainbow" else {}
+    algorithm = mines(name, double=double, n_step=1, **plain)
+    hyper = hyper_of(algorithm)
+    agent = algorithm.init_agent(jax.random.key(0), hyper)
+    _, obs = algorithm.env.reset(jax.random.key(1), 8)
+    mask = np.asarray(algorithm.env.action_mask(obs))
+    tempting = jnp.where(mask, jnp.float32(0.0), jnp.float32(50.0))
+
+    def targets(extra):
+        with pytest.MonkeyPatch.context() as patch:
+            apply = algorithm._network.apply
+            shape = (8, N_ACTIONS, 1) if name == "rainbow" else (8, N_ACTIONS)
+            patch.setattr(algorithm._network, "apply", lambda *inputs: apply(*inputs) + extra.reshape(shape))
+            zeros, ones = jnp.zeros(8), jnp.ones(8)
+            batch = Transitions(obs, jnp.zeros(8, jnp.int32), zeros, ones, obs, ones)
+            if name == "dqn":
+                return np.asarray(algorithm.targets(agent, batch))
+            return np.asarray(algorithm._target(agent, batch, None, None, hyper))
+
+    np.testing.assert_array_equal(targets(tempting), targets(jnp.zeros_like(tempting)))
+    assert not np.array_equal(targets(-tempting + 50.0), targets(jnp.zeros_like(tempting)))
+
+
+def test_values_of_actions_that_are_not_allowed():
     algorithm = mines("dqn", double=False)
     agent = algorithm.init_agent(jax.random.key(0), hyper_of(algorithm))
     _, obs = algorithm.env.reset(jax.random.key(1), 8)
@@ -125,14 +153,19 @@ def test_hindsight_is_on_where_there_are_goals_and_matters(name):
 def test_what_is_learned_from_is_relabelled_with_goals_that_were_reached():
     algorithm = with_goals("dqn", batch_size=64, replay_size=200)
     learner, _ = run(algorithm, 4)
-    seen = []
-    spied = type("Spied", (type(algorithm),), {"update": lambda self, agent, batch, *_: seen.append(batch)})
-    spy = spied(algorithm.env, algorithm.config)
+
+    class Read(Exception):
+        pass
+
+    def update(self, agent, batch, *_):
+        raise Read(batch)
+
+    spy = type("Spied", (type(algorithm),), {"update": update})(algorithm.env, algorithm.config)
     hyper = hyper_of(algorithm, hindsight_share=1.0)
     drawn, noise, key = jax.random.bits(jax.random.key(0), (64,), jnp.uint32), (), jax.random.key(1)
-    with pytest.raises(TypeError):  # the spy returns nothing to go on with
-        spy._update(learner, hyper, (learner.agent, (), learner.updates, {}), (drawn, noise, key))
-    batch, goals = seen[0], algorithm.env.goals
+    with pytest.raises(Read) as caught:
+        spy._update(learner, hyper, (learner.agent, (), (), learner.updates, {}), (drawn, noise, key))
+    (batch,), goals = caught.value.args, algorithm.env.goals
     desired = np.asarray(batch.obs[:, slice(*goals.desired)])
     np.testing.assert_array_equal(desired, batch.next_obs[:, slice(*goals.desired)])
     reached = (np.asarray(goals.reached(batch.next_obs)) == desired).all(axis=1)

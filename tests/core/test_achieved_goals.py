@@ -22,8 +22,11 @@ def play(steps, seed, end_chance=0.3):
     add = jax.jit(lambda goals, row, achieved, done: achieved_goals.add(goals, row, achieved, done))
     store = jax.jit(replay.add)
     for t in range(steps):
-        ended, cut = rng.random(N) < end_chance / 2, rng.random(N) < end_chance / 2
-        cut &= ~ended
+        if end_chance == "first":  # one short episode, then one that is longer than the ring
+            ended, cut = np.full(N, t == 0), np.zeros(N, bool)
+        else:
+            ended, cut = rng.random(N) < end_chance / 2, rng.random(N) < end_chance / 2
+            cut &= ~ended
         achieved = np.array([[100.0 * t + e] for e in range(N)], np.float32)  # tells time and environment
         goals = add(goals, stored.cursor, achieved, ended | cut)
         stored = store(stored, jnp.zeros(N, jnp.int32), jnp.zeros(N), ended, cut, obs, obs)
@@ -39,7 +42,7 @@ def drawn_goals(goals, stored, key, strategy, place):
 
 
 @pytest.mark.parametrize("strategy", ["future", "final", "episode"])
-@pytest.mark.parametrize(("steps", "end_chance"), [(3, 0.3), (7, 0.3), (25, 0.3), (40, 0.05), (33, 0.9)])
+@pytest.mark.parametrize(("steps", "end_chance"), [(3, 0.3), (7, 0.3), (25, 0.3), (40, 0.05), (33, 0.9), (24, "first")])
 def test_goals_come_from_the_same_episode_and_all_of_its_steps(strategy, steps, end_chance):
     stored, goals, record = play(steps, seed=steps, end_chance=end_chance)
     kept = min(steps, ROWS - 1)
@@ -62,9 +65,18 @@ def test_goals_come_from_the_same_episode_and_all_of_its_steps(strategy, steps, 
 
 
 def test_an_empty_memory_starts_its_numbers_anew():
-    _, goals, _ = play(25, seed=0)
-    goals = achieved_goals.restart(goals)
+    stored, goals, _ = play(25, seed=0)
+    goals, stored = achieved_goals.restart(goals), replay.restart(stored, jnp.zeros((N, 2)))
     np.testing.assert_array_equal(goals.n_episodes, 0)
+    none = jnp.zeros(N, bool)
+    for t in (1, 2):  # what stale rows say does not matter
+        goals = achieved_goals.add(goals, stored.cursor, jnp.full((N, 1), -float(t)), none)
+        stored = replay.add(
+            stored, jnp.zeros(N, jnp.int32), jnp.zeros(N), none, none, jnp.zeros((N, 2)), jnp.zeros((N, 2))
+        )
+    for strategy, expected in (("episode", {-1.0, -2.0}), ("final", {-2.0}), ("future", {-2.0})):
+        found = drawn_goals(goals, stored, jax.random.key(0), strategy, jnp.full(100, N, jnp.int32))  # row 1
+        assert set(np.asarray(found).tolist()) == expected
 
 
 def relabelled(share, ended=False):

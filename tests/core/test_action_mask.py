@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tensor_optix.core.action_mask import NEVER, choose, masked
-from tensor_optix.networks.distributions import Categorical
+from tensor_optix.networks.distributions import Categorical, MaskedCategorical
 
 MASK = jnp.array([[True, False, True, False, True], [False, False, True, False, False]])
 
@@ -52,8 +52,25 @@ def test_draws_are_uniform_among_the_allowed():
 
 @pytest.mark.parametrize("noise", [0.0, 0.5, float(np.nextafter(np.float32(1), np.float32(0)))])
 def test_sampling_at_the_borders_never_takes_a_masked_action(noise):
-    dist = Categorical(masked(jnp.zeros((2, 5)), MASK))
+    dist = MaskedCategorical(masked(jnp.zeros((2, 5)), MASK))
     taken = dist.sample(jnp.full(2, noise))
     assert np.take_along_axis(np.asarray(MASK), np.asarray(taken)[:, None], axis=1).all()
     assert dist.mode().tolist() == [0, 2]
     assert NEVER < -1e8
+
+
+def test_rounding_in_long_sums_lets_no_masked_action_through():
+    """Noise is aimed at the places where the cumulative sum rises across an action of probability 0."""
+    key_logits, key_mask = jax.random.split(jax.random.key(0))
+    logits = jax.random.normal(key_logits, (64, 4096))
+    mask = jax.random.bernoulli(key_mask, 0.5, (64, 4096))
+    dist = MaskedCategorical(masked(logits, mask))
+    below = np.asarray(jnp.cumsum(jax.nn.softmax(dist.logits, axis=-1), axis=-1))
+    gaps = (np.diff(below, axis=-1) > 0) & ~np.asarray(mask)[:, 1:]
+    rows, places = np.nonzero(gaps)
+    assert len(rows) > 100, "the sums have no such gaps here"
+    noise = below[rows, places] / below[rows].max(axis=-1)
+    taken = np.asarray(MaskedCategorical(dist.logits[rows]).sample(jnp.asarray(noise)))
+    assert np.asarray(mask)[rows, taken].all()
+    old = np.asarray(Categorical(dist.logits[rows]).sample(jnp.asarray(noise)))
+    assert not np.asarray(mask)[rows, old].all(), "a plain sample would do"

@@ -87,6 +87,11 @@ class TestSeveralChoices:
         space = gym.MultiDiscrete([3, 2], start=[1, 0])
         np.testing.assert_array_equal(to_array(np.array([3, 1]), space), [0, 0, 1, 0, 1])
 
+    def test_a_choice_that_does_not_begin_at_0(self):
+        np.testing.assert_array_equal(to_array(np.array(3), gym.Discrete(3, start=1)), [0, 0, 1])
+        with pytest.raises(ValueError, match="must have 2 entries, got 3"):
+            to_array(np.zeros(3, int), gym.MultiDiscrete([2, 2]))
+
     def test_a_multi_binary_observation_stays_as_it_is(self):
         np.testing.assert_array_equal(to_array(np.array([0, 1, 1]), gym.MultiBinary(3)), [0, 1, 1])
 
@@ -141,14 +146,26 @@ class TestGoals:
             compute_reward = None
 
         space = Mute().observation_space(None)
-        assert envs.parts.goals(Mute(), {"achieved_goal": (0, 12), "desired_goal": (12, 24)}, space, "Mute") is None
+        assert envs.parts.goals(Mute(), {"achieved_goal": (0, 12), "desired_goal": (12, 24)}, space) is None
         with pytest.raises(ValueError, match="has no goals"):
             envs.make("CartPole-v1").goal_worth(jnp.zeros((1, 1)), jnp.zeros((1, 1)))
 
     def test_goals_of_different_sizes(self):
         class Odd(BitFlip):
+            def observation_space(self, params):
+                return Dict({"achieved_goal": Box(0.0, 1.0, (3,)), "desired_goal": Box(0.0, 1.0, (12,))})
+
             def observe(self, state):
                 return {"achieved_goal": state.place[:3], "desired_goal": state.goal}
 
-        with pytest.raises(ValueError, match="achieved_goal has 3 numbers and desired_goal 12"):
-            envs.make(Odd)
+        assert envs.make(Odd).goals is None
+
+    def test_goals_that_are_single_choices_are_left_alone(self):
+        class Chosen(BitFlip):
+            def observation_space(self, params):
+                return Dict({"achieved_goal": Box(0.0, 1.0, (12,)), "desired_goal": Discrete(12)})
+
+            def observe(self, state):
+                return {"achieved_goal": state.place, "desired_goal": jnp.int32(3)}
+
+        assert envs.make(Chosen).goals is None
