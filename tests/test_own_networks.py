@@ -98,6 +98,7 @@ def run(tmp_path, **changes):
     )
 
 
+@pytest.mark.slow
 def test_a_run_with_them_is_kept_resumed_and_evaluated(tmp_path):
     networks = CASES["ppo"][1]
     result = run(tmp_path)

@@ -31,8 +31,10 @@ from tests.runs import assert_same_bits
 
 
 SEEN = [
-    *(("discrete", "lstm", which) for which in WHICH), ("discrete", "gru", "several"), ("continuous", "lstm", "several")
-]  # fmt: skip
+    *(pytest.param("discrete", "lstm", which, marks=() if which == "several" else pytest.mark.slow) for which in WHICH),
+    ("discrete", "gru", "several"),
+    pytest.param("continuous", "lstm", "several", marks=pytest.mark.slow),
+]
 
 
 @pytest.mark.parametrize(("kind", "cell", "which"), SEEN)

@@ -69,7 +69,7 @@ def run(algorithm, windows):
 @pytest.mark.parametrize(
     ("name", "change"),
     [
-        *((name, {}) for name in DISCRETE),
+        *(pytest.param(name, {}, marks=() if name == "dqn" else pytest.mark.slow) for name in DISCRETE),
         ("ppo", {"normalize_observations": True}),
         pytest.param("recurrent_ppo", {"normalize_observations": True}, marks=pytest.mark.slow),
         pytest.param("rainbow", {"noisy": False}, marks=pytest.mark.slow),
@@ -135,7 +135,7 @@ def with_goals(name, **settings):
     return cls(envs.make(GOAL_ENVS[cls.action_kinds[0]]), cls.config_type(**(base | settings)))
 
 
-@pytest.mark.parametrize("name", OFF)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n == "dqn" else pytest.mark.slow) for n in OFF])
 def test_hindsight_is_on_where_there_are_goals_and_matters(name):
     algorithm, plain = with_goals(name), with_goals(name, hindsight="off")
     assert "hindsight_share" in algorithm.hyperparams()

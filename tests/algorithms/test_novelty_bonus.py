@@ -39,8 +39,7 @@ def run(algorithm, coef, windows=3):
     "name",
     [
         "ppo",
-        "dqn",
-        *(pytest.param(n, marks=pytest.mark.slow) for n in registry.names() if n not in ("ppo", "dqn")),
+        *(pytest.param(n, marks=pytest.mark.slow) for n in registry.names() if n != "ppo"),
     ],
 )
 def test_every_algorithm_learns_from_it_and_no_score_sees_it(name):

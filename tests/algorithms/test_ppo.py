@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tensor_optix import envs
-from tensor_optix.algorithms.ppo import PPO, PPOConfig, Rollout
+from tensor_optix.algorithms.ppo import HYPERPARAMS, PPO, PPOConfig, Rollout
 from tensor_optix.config import ConfigError, RunConfig
 from tensor_optix.core.normalizers import Moments
 from tensor_optix.envs import probes
@@ -417,7 +417,7 @@ class TestConfiguration:
         assert str(caught.value).startswith(sentence)
         assert "\n" not in str(caught.value)
 
-    @pytest.mark.parametrize("name", sorted(PPO.hyperparams(None)))
+    @pytest.mark.parametrize("name", sorted(HYPERPARAMS))
     def test_a_hyperparameter_outside_its_limits(self, name):
         low, high = PPO.hyperparam_limits(None)[name]
         for value in (low - 1.0, high * 2 + 1.0):

@@ -100,6 +100,59 @@ class TestLaws:
         assert twin == algorithm
         assert hash(twin) == hash(algorithm)
 
+    def test_shapes_and_dtypes_are_stable(self, name, kind):
+        algorithm = algorithm_of(name, kind)
+        hyper, key = hyper_of(algorithm), jax.random.key(0)
+        learner = jax.eval_shape(algorithm.init, key, hyper)
+        after, stats = jax.eval_shape(algorithm.window, learner, hyper, key)
+        assert jax.tree.structure(learner) == jax.tree.structure(after)
+        for a, b in zip(jax.tree.leaves(learner), jax.tree.leaves(after), strict=True):
+            assert (a.shape, a.dtype, a.weak_type) == (b.shape, b.dtype, b.weak_type)
+        assert all(x.shape == () for x in jax.tree.leaves(stats))
+
+    def test_keys_are_consumed_once(self, name, kind, checked_keys):
+        algorithm = algorithm_of(name, kind)
+        jax.make_jaxpr(functools.partial(two_windows, algorithm))(hyper_of(algorithm), jax.random.key(0))
+        jax.jit(functools.partial(two_windows, algorithm)).lower(hyper_of(algorithm), jax.random.key(0))
+
+    def test_restore_brings_the_snapshot_back_and_keeps_the_environments(self, name, kind):
+        algorithm = algorithm_of(name, kind)
+        hyper = hyper_of(algorithm)
+        before = jax.jit(algorithm.init)(jax.random.key(0), hyper)
+        after, _ = jax.jit(algorithm.window)(before, hyper, jax.random.key(1))
+        restored = algorithm.restore(after, algorithm.snapshot(before))
+        assert_same_bits(algorithm.policy(restored), algorithm.policy(before))
+        assert_same_bits(restored.env_state, after.env_state)
+
+    def test_deterministic_action_ignores_the_key(self, name, kind):
+        algorithm = algorithm_of(name, kind)
+        learner = jax.jit(algorithm.init)(jax.random.key(0), hyper_of(algorithm))
+        policy, obs = algorithm.policy(learner), learner.obs
+        act = jax.jit(algorithm.act, static_argnums=4)
+        carry = algorithm.initial_carry()
+        a, _ = act(policy, obs, carry, jax.random.key(1), True)
+        b, _ = act(policy, obs, carry, jax.random.key(2), True)
+        np.testing.assert_array_equal(a, b)
+
+    def test_limits_and_bounds_hold_the_defaults(self, name, kind):
+        algorithm = algorithm_of(name, kind)
+        defaults, limits = algorithm.hyperparams(), algorithm.hyperparam_limits()
+        assert limits.keys() == defaults.keys()
+        for leaf, value in defaults.items():
+            assert limits[leaf][0] <= value <= limits[leaf][1]
+        for leaf, parameter in algorithm.search_space().entries:
+            assert parameter.low <= defaults[leaf] <= parameter.high
+            assert limits[leaf][0] <= parameter.low < parameter.high <= limits[leaf][1]
+
+
+# Laws that compile a window are checked every day for these, for the others as slow tests.
+EVERY_DAY = {("ppo", "discrete"), ("dqn", "discrete"), ("sac", "continuous")}
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [pytest.param(*case, marks=() if case in EVERY_DAY else pytest.mark.slow) for case in CASES]
+)
+class TestCompiledLaws:
     def test_every_hyperparameter_matters(self, name, kind):
         algorithm = algorithm_of(name, kind, full=True)
         run = compiled(name, kind, full=True)
@@ -134,21 +187,6 @@ class TestLaws:
         for a, b in zip(jax.tree.leaves(first[0].params), jax.tree.leaves(other[0].params), strict=True):
             assert not np.array_equal(a, b)
 
-    def test_shapes_and_dtypes_are_stable(self, name, kind):
-        algorithm = algorithm_of(name, kind)
-        hyper, key = hyper_of(algorithm), jax.random.key(0)
-        learner = jax.eval_shape(algorithm.init, key, hyper)
-        after, stats = jax.eval_shape(algorithm.window, learner, hyper, key)
-        assert jax.tree.structure(learner) == jax.tree.structure(after)
-        for a, b in zip(jax.tree.leaves(learner), jax.tree.leaves(after), strict=True):
-            assert (a.shape, a.dtype, a.weak_type) == (b.shape, b.dtype, b.weak_type)
-        assert all(x.shape == () for x in jax.tree.leaves(stats))
-
-    def test_keys_are_consumed_once(self, name, kind, checked_keys):
-        algorithm = algorithm_of(name, kind)
-        jax.make_jaxpr(functools.partial(two_windows, algorithm))(hyper_of(algorithm), jax.random.key(0))
-        jax.jit(functools.partial(two_windows, algorithm)).lower(hyper_of(algorithm), jax.random.key(0))
-
     def test_vmap_lanes_are_independent(self, name, kind):
         algorithm = algorithm_of(name, kind)
         run = jax.jit(jax.vmap(functools.partial(two_windows, algorithm)))
@@ -162,39 +200,10 @@ class TestLaws:
                 jax.tree.map(lambda x, i=lane: x[i], all_three), jax.tree.map(lambda x, i=lane: x[i], changed)
             )
 
-    def test_restore_brings_the_snapshot_back_and_keeps_the_environments(self, name, kind):
-        algorithm = algorithm_of(name, kind)
-        hyper = hyper_of(algorithm)
-        before = jax.jit(algorithm.init)(jax.random.key(0), hyper)
-        after, _ = jax.jit(algorithm.window)(before, hyper, jax.random.key(1))
-        restored = algorithm.restore(after, algorithm.snapshot(before))
-        assert_same_bits(algorithm.policy(restored), algorithm.policy(before))
-        assert_same_bits(restored.env_state, after.env_state)
-
-    def test_deterministic_action_ignores_the_key(self, name, kind):
-        algorithm = algorithm_of(name, kind)
-        learner = jax.jit(algorithm.init)(jax.random.key(0), hyper_of(algorithm))
-        policy, obs = algorithm.policy(learner), learner.obs
-        act = jax.jit(algorithm.act, static_argnums=4)
-        carry = algorithm.initial_carry()
-        a, _ = act(policy, obs, carry, jax.random.key(1), True)
-        b, _ = act(policy, obs, carry, jax.random.key(2), True)
-        np.testing.assert_array_equal(a, b)
-
-    def test_limits_and_bounds_hold_the_defaults(self, name, kind):
-        algorithm = algorithm_of(name, kind)
-        defaults, limits = algorithm.hyperparams(), algorithm.hyperparam_limits()
-        assert limits.keys() == defaults.keys()
-        for leaf, value in defaults.items():
-            assert limits[leaf][0] <= value <= limits[leaf][1]
-        for leaf, parameter in algorithm.search_space().entries:
-            assert parameter.low <= defaults[leaf] <= parameter.high
-            assert limits[leaf][0] <= parameter.low < parameter.high <= limits[leaf][1]
-
 
 def _dear(name, kind):
     """A case of a law that takes long to check: one of them is quick enough for every day."""
-    return pytest.param(name, kind, marks=() if (name, kind) == ("ppo", "continuous") else pytest.mark.slow)
+    return pytest.param(name, kind, marks=() if (name, kind) == ("ppo", "discrete") else pytest.mark.slow)
 
 
 @pytest.mark.parametrize(("name", "kind"), [_dear(*case) for case in CASES])
