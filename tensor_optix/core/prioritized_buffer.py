@@ -231,8 +231,10 @@ class PrioritizedReplayBuffer:
             if given.dtype.kind not in _NUMBERS:
                 raise ValueError(f"{name} must be a number or an array of numbers, got {given.dtype} from {given!r}")
         number, flag, count = np.zeros((), np.float32), np.zeros((), np.float32), np.zeros((), np.int64)
-        rows = zip(_NAMES, (obs, act, number, obs, flag, count), strict=True)
-        self._columns = {name: np.zeros((self.capacity, *row.shape), row.dtype) for name, row in rows}
+        rows: list[np.ndarray] = [obs, act, number, obs, flag, count]
+        self._columns = {
+            name: np.zeros((self.capacity, *row.shape), row.dtype) for name, row in zip(_NAMES, rows, strict=True)
+        }
 
 
 def _check(name: str, given: np.ndarray, column: np.ndarray) -> None:
