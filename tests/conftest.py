@@ -1,8 +1,9 @@
 """The suite's strict setting: what the library's own code may not do raises here.
 
 The backend starts through `loop.runtime`, as it does for a user: two devices and a thread pool that cannot deadlock.
-Compiled programs are kept for the length of the session, because many tests run the same one. What a test itself jits
-is compiled as quickly as XLA can, in 40 % of the time; the driver's programs are compiled as they are for a user.
+Compiled programs are kept for the length of the session, because many tests run the same one. What is jitted here is
+compiled as quickly as XLA can, in 40 % of the time. Command lines that tests start, and the driver in slow tests,
+compile as they do for a user.
 """
 
 import gc
@@ -36,7 +37,10 @@ def _as_for_a_user(platform: str, runs_once: bool = False) -> dict[str, object]:
     return (XLA_DEFAULTS if platform == "cpu" else {}) | _compiler_options(platform, runs_once)
 
 
-runtime.compiler_options = _as_for_a_user
+def pytest_configure(config: pytest.Config) -> None:
+    if config.option.markexpr != "not slow":
+        runtime.compiler_options = _as_for_a_user
+
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")

@@ -276,6 +276,7 @@ def test_shapes_and_dtypes(law):
     assert {x.dtype.name for x in decision.hyperparams.values()} == {"float32"}
 
 
+@pytest.mark.slow
 def test_jit_is_no_jit():
     scores = [1.0, 3.0, NAN, 2.0, 3.0, 5.0, 1.0, 7.0]
     jitted = plain = member(brains(TUNED), 0)

@@ -141,7 +141,9 @@ assert plt.gcf().axes
 
 
 @pytest.mark.parametrize(
-    ("before", "loaded"), [("", []), ("import matplotlib", ["matplotlib"])], ids=["nothing loaded", "matplotlib loaded"]
+    ("before", "loaded"),
+    [("", []), pytest.param("import matplotlib", ["matplotlib"], marks=pytest.mark.slow)],
+    ids=["nothing loaded", "matplotlib loaded"],
 )
 def test_drawing_packages_are_left_out_and_still_work(before, loaded):
     script = SCRIPT.format(before=before, loaded=loaded)

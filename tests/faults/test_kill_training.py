@@ -87,6 +87,7 @@ def run_kills(path, trials):
     return mid_save, before
 
 
+@pytest.mark.slow
 def test_three_kills_of_a_training_run(tmp_path):
     _, windows = run_kills(tmp_path / "run", 3)
     assert windows > 0

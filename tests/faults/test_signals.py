@@ -48,7 +48,7 @@ def wait_until(condition, process, seconds):
         time.sleep(0.05)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM])
 def test_the_first_signal_saves_and_stops(number, tmp_path):
     path = tmp_path / "run"
     settings = [f"config.{name}={json.dumps(value)}" for name, value in SMALL.items()]
@@ -82,7 +82,7 @@ def test_the_first_signal_saves_and_stops(number, tmp_path):
         assert after.windows > before["windows"]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_the_second_signal_ends_the_process(number, tmp_path):
     path = tmp_path / "run"
     process = start("-c", STUCK, str(path), jax.config.jax_compilation_cache_dir)

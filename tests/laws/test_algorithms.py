@@ -115,6 +115,15 @@ class TestLaws:
         jax.make_jaxpr(functools.partial(two_windows, algorithm))(hyper_of(algorithm), jax.random.key(0))
         jax.jit(functools.partial(two_windows, algorithm)).lower(hyper_of(algorithm), jax.random.key(0))
 
+
+# Laws that compile a window are checked every day for these, for the others as slow tests.
+EVERY_DAY = {("ppo", "discrete"), ("sac", "continuous")}
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [pytest.param(*case, marks=() if case in EVERY_DAY else pytest.mark.slow) for case in CASES]
+)
+class TestCompiledLaws:
     def test_restore_brings_the_snapshot_back_and_keeps_the_environments(self, name, kind):
         algorithm = algorithm_of(name, kind)
         hyper = hyper_of(algorithm)
@@ -144,15 +153,6 @@ class TestLaws:
             assert parameter.low <= defaults[leaf] <= parameter.high
             assert limits[leaf][0] <= parameter.low < parameter.high <= limits[leaf][1]
 
-
-# Laws that compile a window are checked every day for these, for the others as slow tests.
-EVERY_DAY = {("ppo", "discrete"), ("dqn", "discrete"), ("sac", "continuous")}
-
-
-@pytest.mark.parametrize(
-    ("name", "kind"), [pytest.param(*case, marks=() if case in EVERY_DAY else pytest.mark.slow) for case in CASES]
-)
-class TestCompiledLaws:
     def test_every_hyperparameter_matters(self, name, kind):
         algorithm = algorithm_of(name, kind, full=True)
         run = compiled(name, kind, full=True)
@@ -201,12 +201,8 @@ class TestCompiledLaws:
             )
 
 
-def _dear(name, kind):
-    """A case of a law that takes long to check: one of them is quick enough for every day."""
-    return pytest.param(name, kind, marks=() if (name, kind) == ("ppo", "discrete") else pytest.mark.slow)
-
-
-@pytest.mark.parametrize(("name", "kind"), [_dear(*case) for case in CASES])
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "kind"), CASES)
 def test_jit_is_no_jit(name, kind):
     cls = registry.get(name)
     algorithm = cls(envs.make(ENVIRONMENTS[kind]), cls.config_type(**(SMALL[name] | TINY[name])))
@@ -219,7 +215,8 @@ def test_jit_is_no_jit(name, kind):
         np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-4)
 
 
-@pytest.mark.parametrize(("name", "kind"), [_dear(*case) for case in CASES])
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "kind"), CASES)
 def test_no_tracer_leaks(name, kind):
     algorithm = algorithm_of(name, kind)
     with jax.checking_leaks():

@@ -58,6 +58,7 @@ def test_devices_do_not_change_a_bit(reference):
     assert_same_bits(session.state(), reference)
 
 
+@pytest.mark.slow
 def test_blocks_agree_closely(reference):
     """A vmapped block may round differently from a single member, but starts as the same one."""
     session = session_of(plan_of(), block=2, devices=jax.local_devices()[:1])
@@ -70,6 +71,7 @@ def test_blocks_agree_closely(reference):
         np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_lanes_of_a_block_are_independent():
     together = session_of(plan_of(seeds=[3, 4]), block=2, devices=jax.local_devices()[:1])
     run_windows(together, 6)
@@ -179,7 +181,9 @@ class TestNonFinite:
         run_windows(clean, 3)
         assert_same_bits(member(poisoned[0].state()["members"], 1), member(clean.state()["members"], 1))
 
-    @pytest.mark.parametrize("sick", [0, 17, 31])
+    @pytest.mark.parametrize(
+        "sick", [pytest.param(0, marks=pytest.mark.slow), 17, pytest.param(31, marks=pytest.mark.slow)]
+    )
     def test_one_of_thirty_two_leaves_the_rest_bit_identical(self, thirty_two, sick):
         states = {}
         for poison in (False, True):
