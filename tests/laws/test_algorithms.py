@@ -115,24 +115,6 @@ class TestLaws:
         jax.make_jaxpr(functools.partial(two_windows, algorithm))(hyper_of(algorithm), jax.random.key(0))
         jax.jit(functools.partial(two_windows, algorithm)).lower(hyper_of(algorithm), jax.random.key(0))
 
-
-# Laws that compile a window are checked every day for these, for the others as slow tests.
-EVERY_DAY = {("ppo", "discrete"), ("sac", "continuous")}
-
-
-@pytest.mark.parametrize(
-    ("name", "kind"), [pytest.param(*case, marks=() if case in EVERY_DAY else pytest.mark.slow) for case in CASES]
-)
-class TestCompiledLaws:
-    def test_restore_brings_the_snapshot_back_and_keeps_the_environments(self, name, kind):
-        algorithm = algorithm_of(name, kind)
-        hyper = hyper_of(algorithm)
-        before = jax.jit(algorithm.init)(jax.random.key(0), hyper)
-        after, _ = jax.jit(algorithm.window)(before, hyper, jax.random.key(1))
-        restored = algorithm.restore(after, algorithm.snapshot(before))
-        assert_same_bits(algorithm.policy(restored), algorithm.policy(before))
-        assert_same_bits(restored.env_state, after.env_state)
-
     def test_deterministic_action_ignores_the_key(self, name, kind):
         algorithm = algorithm_of(name, kind)
         learner = jax.jit(algorithm.init)(jax.random.key(0), hyper_of(algorithm))
@@ -152,6 +134,24 @@ class TestCompiledLaws:
         for leaf, parameter in algorithm.search_space().entries:
             assert parameter.low <= defaults[leaf] <= parameter.high
             assert limits[leaf][0] <= parameter.low < parameter.high <= limits[leaf][1]
+
+
+# Laws that compile a window are checked every day for these, for the others as slow tests.
+EVERY_DAY = {("ppo", "discrete"), ("sac", "continuous")}
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [pytest.param(*case, marks=() if case in EVERY_DAY else pytest.mark.slow) for case in CASES]
+)
+class TestCompiledLaws:
+    def test_restore_brings_the_snapshot_back_and_keeps_the_environments(self, name, kind):
+        algorithm = algorithm_of(name, kind)
+        hyper = hyper_of(algorithm)
+        before = jax.jit(algorithm.init)(jax.random.key(0), hyper)
+        after, _ = jax.jit(algorithm.window)(before, hyper, jax.random.key(1))
+        restored = algorithm.restore(after, algorithm.snapshot(before))
+        assert_same_bits(algorithm.policy(restored), algorithm.policy(before))
+        assert_same_bits(restored.env_state, after.env_state)
 
     def test_every_hyperparameter_matters(self, name, kind):
         algorithm = algorithm_of(name, kind, full=True)
