@@ -90,6 +90,16 @@ _PUBLIC = {
     "BackoffScheduler": "tensor_optix.core.backoff_shell",
     "RegimeDetector": "tensor_optix.core.regime_detector",
     "SPSAOptimizer": "tensor_optix.optimizers.spsa",
+    "MomentumOptimizer": "tensor_optix.optimizers.momentum",
+    "BackoffOptimizer": "tensor_optix.optimizers.backoff",
+    "PBTOptimizer": "tensor_optix.optimizers.pbt",
+    "AdaptiveOptimizer": "tensor_optix.optimizers.adaptive",
+    # evolution
+    "PolicyManager": "tensor_optix.evolution.policy_manager",
+    "PolicyManagerCallback": "tensor_optix.evolution.policy_manager_callback",
+    "EnsembleAgent": "tensor_optix.evolution.ensemble_agent",
+    "MetaController": "tensor_optix.evolution.meta_controller",
+    "MetaAction": "tensor_optix.evolution.decisions",
     # replay for hosts
     "PrioritizedReplayBuffer": "tensor_optix.core.prioritized_buffer",
     "HERReplayBuffer": "tensor_optix.core.her_buffer",

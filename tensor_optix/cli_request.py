@@ -28,6 +28,7 @@ def requested(args: argparse.Namespace) -> RunConfig | TrainConfig:
         "framework": args.framework,
         "algorithm": args.algorithm,
         "target_score": args.target,
+        "population": args.population,
         "tune": False if args.no_tune else None,
         "stop": False if args.no_stop else None,
     }

@@ -44,10 +44,13 @@ class RunConfig:
     total_steps: int | None = None  # training budget of each member in environment steps; None: 10 million
     target_score: float | None = None  # stop where the score stays at or above it
     tune: bool | list[str] = True  # tune hyperparameters online: all, some by name, or none
+    tuner: str = "spsa"  # by which of `optimizers.registry.TUNERS`; populations tune by their exchanges
     stop: bool = True  # stop at convergence; False: use the whole budget
     config: dict[str, Any] = field(default_factory=dict)  # the algorithm's static configuration
     hyperparams: dict[str, float] = field(default_factory=dict)
     variants: list[dict[str, float]] = field(default_factory=list)  # hyperparameters by variant: seeds x variants run
+    population: int = 1  # members of each seed (and variant) that learn side by side and exchange
+    exchange: dict[str, Any] = field(default_factory=dict)  # how: {"rule": "pbt" or "spsa", and the rule's settings}
     search_space: dict[str, Any] = field(default_factory=dict)  # name -> (low, high) or (scale, low, high)
     autonomy: dict[str, Any] = field(default_factory=dict)  # scheduler, tuner and roll-back settings
     eval_every: int | None = None  # environment steps of a member between evaluations
@@ -181,12 +184,17 @@ def _check(run: RunConfig) -> None:
     for name in ("total_steps", "eval_every", "eval_episodes", "eval_max_steps", "final_episodes"):
         if getattr(run, name) is not None or name == "final_episodes":
             setattr(run, name, whole(name, getattr(run, name)))
-    for name in ("config", "hyperparams", "search_space", "autonomy"):
+    run.population = whole("population", run.population)
+    for name in ("config", "hyperparams", "search_space", "autonomy", "exchange"):
         if not isinstance(getattr(run, name), dict):
             raise ConfigError(f"{name} must be a mapping of names to values, got {getattr(run, name)!r}")
     if not isinstance(run.variants, list) or not all(isinstance(v, dict) for v in run.variants):
         raise ConfigError(f"variants must be a list of mappings of hyperparameters, got {run.variants!r}")
     check_shared(run)
+    if run.population == 1 and run.exchange:
+        raise ConfigError(f"exchange={run.exchange!r} is between members of a population: set population to 2 or more")
+    if run.population > 1 and run.tune is False:
+        raise ConfigError("a population tunes hyperparameters by its exchanges: set tune to true, or population to 1")
     for values in (run.hyperparams, *run.variants):
         for name, value in values.items():
             if not is_number(value):

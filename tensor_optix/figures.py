@@ -207,6 +207,7 @@ def _draw_hyperparam(axis: Axes, result: TrainResult, name: str) -> None:
         else:
             axis.step(steps, values, where="pre", color=_THIN, lw=0.8, alpha=alpha)
         tracks.append(values[np.minimum(np.searchsorted(steps, grid), len(steps) - 1)])
+    _draw_copies(axis, result, name)
     if len(members) > 1:
         axis.plot(grid, np.median(tracks, axis=0), color=_ACCENT, lw=1.6)
     if name in result.log_hyperparams:
@@ -219,6 +220,22 @@ def _draw_hyperparam(axis: Axes, result: TrainResult, name: str) -> None:
     axis.yaxis.set_major_formatter(lambda value, _: _tick_label(value))
     axis.set_ylabel(name.replace("_", "\n", 1), fontsize=8.5)
     axis.grid(axis="y", color="#eef0f3", lw=0.8)
+
+
+def _draw_copies(axis: Axes, result: TrainResult, name: str) -> None:
+    """A line from each parent's value to that of the copy which was made of it."""
+    if result.lineage is None:
+        return
+    for window, parents in zip(result.lineage.window, result.lineage.parents, strict=True):
+        for child in np.flatnonzero(parents != np.arange(len(parents))):
+            curves = [result.members[i].curve for i in (int(parents[child]), int(child))]
+            at = [np.searchsorted(curve.window, window) for curve in curves]  # the first evaluation after it
+            if at[0] == 0 or at[1] >= len(curves[1]):
+                continue
+            values = curves[0].hyperparams[name][at[0] - 1], curves[1].hyperparams[name][at[1]]
+            steps = float(curves[0].env_steps[at[0] - 1])
+            axis.plot([steps, steps], values, color="#d9660c", lw=0.9, alpha=0.8, zorder=4)
+            axis.plot(steps, values[1], ".", color="#d9660c", ms=4, zorder=4)
 
 
 def _tick_label(value: float) -> str:

@@ -15,7 +15,9 @@ from tensor_optix.core.autonomy import NO_LIMIT, AutonomyConfig
 from tensor_optix.core.backoff_scheduler import BackoffConfig
 from tensor_optix.core.search_space import SearchSpace, search_space
 from tensor_optix.envs.vector import VectorEnv
+from tensor_optix.evolution.population import RULES
 from tensor_optix.loop.compiled import Program
+from tensor_optix.loop.exchange import Exchanger
 from tensor_optix.loop.session import MemberSpec
 from tensor_optix.networks.own import own_networks
 
@@ -35,6 +37,7 @@ class Plan:
     max_windows: int
     target_score: float
     space: SearchSpace
+    exchanger: Exchanger | None = None  # of a run of populations
 
 
 def make_plan(run: RunConfig, env: Any = None, networks: Mapping[str, Any] | None = None) -> Plan:
@@ -78,6 +81,11 @@ def make_plan(run: RunConfig, env: Any = None, networks: Mapping[str, Any] | Non
     space = _space(algorithm, run, hyper)
     run = _filled(run, chosen, algorithm, vector, hyper[0] if not run.variants else None)
     brain = _brain(run, space, algorithm.steps_per_window)
+    exchanger = None
+    if run.population > 1:
+        exchanger = _exchanger(run, space, brain)
+        # Its members learn on while the population does; what they take next is the exchange's choice.
+        brain = dataclasses.replace(brain, tuner=None, space=search_space({}), stop_on_convergence=False)
     assert run.eval_episodes is not None
     assert run.eval_max_steps is not None
     assert run.total_steps is not None
@@ -85,9 +93,15 @@ def make_plan(run: RunConfig, env: Any = None, networks: Mapping[str, Any] | Non
     max_windows = -(-run.total_steps // algorithm.steps_per_window)
     if max_windows >= NO_LIMIT:
         raise ConfigError(f"total_steps={run.total_steps} is more than {NO_LIMIT} windows of this algorithm")
-    members = [MemberSpec(seed, v, values) for v, values in enumerate(hyper) for seed in run.seed_list()]
+    size = run.population  # the members of one population stand together
+    members = [
+        MemberSpec(seed, size * v + k, values)
+        for v, values in enumerate(hyper)
+        for seed in run.seed_list()
+        for k in range(size)
+    ]
     target = math.inf if run.target_score is None else float(run.target_score)
-    return Plan(run, program, members, max_windows, target, space)
+    return Plan(run, program, members, max_windows, target, space, exchanger)
 
 
 def _fitting(env: VectorEnv) -> list[str]:
@@ -196,8 +210,10 @@ def _filled(
 
 
 def _brain(run: RunConfig, space: SearchSpace, steps_per_window: int) -> AutonomyConfig:
-    from tensor_optix.optimizers.spsa import SPSA
+    from tensor_optix.optimizers.registry import TUNERS
 
+    if run.tuner not in TUNERS:
+        raise ConfigError(unknown("tuner", run.tuner, TUNERS))
     scheduler: dict[str, Any] = {f.name: f.default for f in dataclasses.fields(BackoffConfig)}
     brain: dict[str, Any] = {f.name: f.default for f in dataclasses.fields(AutonomyConfig) if f.name in _BRAIN_SETTINGS}
     for name in run.autonomy:
@@ -217,13 +233,36 @@ def _brain(run: RunConfig, space: SearchSpace, steps_per_window: int) -> Autonom
             chosen.setdefault("max_interval", base)
         return AutonomyConfig(
             scheduler=BackoffConfig(**chosen),
-            tuner=SPSA() if space.dim else None,
+            tuner=TUNERS[run.tuner]() if space.dim else None,
             space=space,
             stop_on_convergence=run.stop,
             **{n: _converted(n, run.autonomy[n], d) for n, d in brain.items() if n in run.autonomy},
         )
     except (ValueError, TypeError) as error:
         raise ConfigError(str(error)) from None
+
+
+def _exchanger(run: RunConfig, space: SearchSpace, brain: AutonomyConfig) -> Exchanger:
+    """How the members of this run's populations exchange."""
+    settings = dict(run.exchange)
+    name = settings.pop("rule", "pbt")
+    if name not in RULES:
+        raise ConfigError(unknown("exchange rule", str(name), RULES))
+    if space.dim == 0:
+        raise ConfigError(f"{run.algorithm} has nothing to tune: give search_space, or set population to 1")
+    kind = RULES[name]
+    knobs = {f.name: f.default for f in dataclasses.fields(kind) if isinstance(f.default, int | float | str)}
+    for setting in settings:
+        if setting not in knobs:
+            raise ConfigError(unknown(f"setting of the exchange rule {name}", setting, knobs))
+    try:
+        rule = kind(**{setting: _converted(setting, value, knobs[setting]) for setting, value in settings.items()})
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    # It is told of every evaluation, so that it counts in evaluations.
+    scheduler = dataclasses.replace(brain.scheduler, base_interval=1, max_interval=1)
+    copy_replay = bool(getattr(rule, "copy_replay", False))
+    return Exchanger(rule, run.population, space, scheduler, run.stop, copy_replay)
 
 
 _BRAIN_SETTINGS = ("rollback_on_degradation", "improvement_margin", "target_patience", "max_faults")

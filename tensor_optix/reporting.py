@@ -53,10 +53,11 @@ def number_format(values: Sequence[float]) -> str:
 
 def text_report(result: TrainResult) -> str:
     """The report that `print(result)` shows: a table of members, the interquartile mean, times, why members stopped."""
-    n = len(result.members)
-    variants = len({member.variant for member in result.members})
+    n = len(result.finalists)
+    variants = len({member.variant // result.population for member in result.members})
     title = f"{result.env}, {result.algorithm}, {_plural(n, 'member' if variants > 1 else 'seed')}"
     header, rows, summary = _cells(result)
+    title += f", a population of {result.population} each" if result.population > 1 else ""
     lines = [title + (f" ({variants} variants)" if variants > 1 else ""), "", *_aligned([header, *rows, summary])]
     lines += ["", *_remarks(result), _times(result), *_stop_sentences(result.members)]
     lines += [f"note: {note}" for note in result.notes]
@@ -88,8 +89,8 @@ def html_report(result: TrainResult) -> str:
 
 def _cells(result: TrainResult) -> tuple[list[str], list[list[str]], list[str]]:
     """Header, one row per shown member, and the row of the interquartile mean, all of one length."""
-    members = result.members
-    with_variant = len({member.variant for member in members}) > 1
+    members = result.finalists
+    with_variant = len({member.variant for member in result.members}) > 1
     shape = number_format([bound for member in members for bound in (member.score, *member.score_interval)])
 
     def row(name: str, variant: str, score: float, interval: tuple[float, float], *rest: str) -> list[str]:
@@ -102,7 +103,8 @@ def _cells(result: TrainResult) -> tuple[list[str], list[list[str]], list[str]]:
         counts = (stop, steps, str(member.windows))
         return row(str(member.seed), str(member.variant), member.score, member.score_interval, *counts)
 
-    header = ["seed", *(["variant"] if with_variant else []), "score", "95 % interval", "stop", "steps", "windows"]
+    variant = "variant" if result.population == 1 else "member"
+    header = ["seed", *([variant] if with_variant else []), "score", "95 % interval", "stop", "steps", "windows"]
     if len(members) <= _MAX_ROWS:
         rows = [member_row(member) for member in members]
     else:
@@ -111,7 +113,7 @@ def _cells(result: TrainResult) -> tuple[list[str], list[list[str]], list[str]]:
         rows = [member_row(member) for member in ranked[:_SHOWN_EACH_END]]
         rows.append(["...", *([""] if with_variant else []), "", between, "", "", ""])
         rows += [member_row(member) for member in ranked[-_SHOWN_EACH_END:]]
-    total_windows = str(sum(member.windows for member in members))
+    total_windows = str(sum(member.windows for member in result.members))
     return header, rows, row("IQM", "", result.iqm, result.iqm_interval, "", compact(result.env_steps), total_windows)
 
 
@@ -129,12 +131,18 @@ def _aligned(rows: list[list[str]]) -> list[str]:
 
 def _remarks(result: TrainResult) -> list[str]:
     """What must be known to read the interval."""
-    scored = sum(math.isfinite(member.score) for member in result.members)
+    scored = sum(math.isfinite(member.score) for member in result.finalists)
     remarks = []
+    if result.population > 1:
+        copies = 0 if result.lineage is None else int(result.lineage.copies.sum())
+        remarks.append(
+            f"each score is of the one of {result.population} members with the best score in training; "
+            f"{_plural(copies, 'copy', 'copies')} made"
+        )
     if scored == 1:
         remarks.append("one seed: the interval resamples its episodes and says nothing about other seeds")
-    if scored < len(result.members):
-        remarks.append(f"{_plural(len(result.members) - scored, 'member')} without a score left out of the IQM")
+    if scored < len(result.finalists):
+        remarks.append(f"{_plural(len(result.finalists) - scored, 'member')} without a score left out of the IQM")
     return remarks
 
 
@@ -159,5 +167,5 @@ def _number(value: float, shape: str) -> str:
     return format(value, shape) if math.isfinite(value) else "-"
 
 
-def _plural(count: int, noun: str) -> str:
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+def _plural(count: int, noun: str, many: str = "") -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {many or noun + 's'}"

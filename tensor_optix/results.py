@@ -14,6 +14,7 @@ import numpy as np
 
 from tensor_optix.core.types import StopReason
 from tensor_optix.curves import Curve, CurveRecorder, best_hyperparams, pack_curves, unpack_curves
+from tensor_optix.lineage import Lineage
 from tensor_optix.reporting import html_report, text_report
 from tensor_optix.statistics import bootstrap_interval, interquartile_mean, mean
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
     from tensor_optix.policy import Policy
 
-__all__ = ["Curve", "CurveRecorder", "MemberResult", "TrainResult", "member_result"]
+__all__ = ["Curve", "CurveRecorder", "Lineage", "MemberResult", "TrainResult", "member_result"]
 
 _FORMAT = 1  # version of the payload
 _JSON, _ARRAYS = "result.json", "result.npz"
@@ -82,22 +83,40 @@ class TrainResult:
     notes: list[str] = field(default_factory=list)
     log_hyperparams: tuple[str, ...] = ()  # tuned on a logarithmic scale: drawn so
     policy: Policy | None = None  # the best member's; not saved here
+    lineage: Lineage | None = None  # who copied whom, in a run of populations
+
+    @property
+    def population(self) -> int:
+        """Members of one population; 1: they learned alone."""
+        return int(self.config.get("population", 1))
+
+    @property
+    def finalists(self) -> list[MemberResult]:
+        """Those whose scores count: every member, or of a population the one with the best score in training.
+
+        That one is chosen before its final episodes are played, so that its score is no maximum over members.
+        """
+        if self.population == 1:
+            return self.members
+        size = self.population
+        groups = [self.members[i : i + size] for i in range(0, len(self.members), size)]
+        return [max(group, key=_kept_score) for group in groups]
 
     @property
     def best(self) -> MemberResult:
-        """The member with the highest finite score; the first member if none has one."""
+        """The finalist with the highest finite score; the first one if none has one."""
         if not self.members:
             raise ValueError("this result holds no members, so none is the best.")
-        return max(self.members, key=lambda m: m.score if math.isfinite(m.score) else -math.inf)
+        return max(self.finalists, key=lambda m: m.score if math.isfinite(m.score) else -math.inf)
 
     @property
     def scores(self) -> np.ndarray:
-        """[members] float64, each member's mean final return."""
-        return np.asarray([member.score for member in self.members], np.float64)
+        """[finalists] float64, each one's mean final return."""
+        return np.asarray([member.score for member in self.finalists], np.float64)
 
     @property
     def iqm(self) -> float:
-        """Interquartile mean of the members' scores. Those without a finite score are left out, as the report says."""
+        """Interquartile mean of the finalists' scores; those without a finite one are left out, as the report says."""
         scores = self.scores
         return float(interquartile_mean(scores[np.isfinite(scores)]))
 
@@ -108,10 +127,10 @@ class TrainResult:
         One environment is one stratum; variants are strata too where each has at least two members. A single member
         gives the interval of its mean over episodes, which says nothing about other seeds.
         """
-        scored = [member for member in self.members if math.isfinite(member.score)]
+        scored = [member for member in self.finalists if math.isfinite(member.score)]
         if len(scored) == 1:
             return scored[0].score_interval
-        variants = np.asarray([member.variant for member in scored])
+        variants = np.asarray([member.variant // self.population for member in scored])
         stratified = variants.size > 0 and np.unique(variants, return_counts=True)[1].min() >= 2
         return bootstrap_interval(
             np.asarray([member.score for member in scored]), interquartile_mean, variants if stratified else None
@@ -160,7 +179,7 @@ class TrainResult:
                 "env_steps": member.env_steps,
                 "windows": member.windows,
             }
-            for member in self.members
+            for member in self.finalists
         ]
         payload = {
             "env": self.env,
@@ -189,6 +208,8 @@ class TrainResult:
         payload |= {"log_hyperparams": list(self.log_hyperparams), "members": rows}
         arrays = {f"curve/{name}": c for name, c in pack_curves([m.curve for m in self.members]).items()}
         arrays["returns"] = np.concatenate([np.zeros(0), *(m.returns for m in self.members)])
+        if self.lineage is not None:
+            arrays |= {"lineage/window": self.lineage.window, "lineage/parents": self.lineage.parents}
         return _json_safe(payload), arrays
 
     @classmethod
@@ -204,7 +225,10 @@ class TrainResult:
         curves = unpack_curves(columns, len(rows))
         returns = np.split(arrays["returns"], np.cumsum([row["episodes"] for row in rows]))
         members = [_member_from(row, r, c) for row, r, c in zip(rows, returns, curves, strict=False)]
-        return cls(**(values | {"members": members, "log_hyperparams": tuple(values["log_hyperparams"])}))
+        values |= {"members": members, "log_hyperparams": tuple(values["log_hyperparams"])}
+        if "lineage/window" in arrays:
+            values["lineage"] = Lineage(arrays["lineage/window"], arrays["lineage/parents"])
+        return cls(**values)
 
     def save(self, directory: str | os.PathLike[str]) -> Path:
         """Write `result.json` and `result.npz` into `directory` (made if missing), each replaced in one step."""
@@ -229,6 +253,12 @@ class TrainResult:
         payload = json.loads((folder / _JSON).read_text(encoding="utf-8"))
         with np.load(folder / _ARRAYS, allow_pickle=False) as arrays:
             return cls.from_payload(payload, dict(arrays))
+
+
+def _kept_score(member: MemberResult) -> float:
+    """The score in training of the policy that the member kept."""
+    kept = member.curve.best_so_far()
+    return float(kept[-1]) if len(kept) and math.isfinite(kept[-1]) else -math.inf
 
 
 def _member_from(row: Mapping[str, Any], returns: np.ndarray, curve: Curve) -> MemberResult:

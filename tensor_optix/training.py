@@ -18,10 +18,11 @@ from tensor_optix.curves import CurveRecorder
 from tensor_optix.loop import runtime
 from tensor_optix.loop.events import CallbackList, LoopCallback, event_rows
 from tensor_optix.loop.run_dir import NoCheckpointError, RunDir, RunDirError
+from tensor_optix.loop.session import Copies
 from tensor_optix.loop.signals import asking_on_signals
 from tensor_optix.plan import Plan, make_plan
 from tensor_optix.reporting import megabytes
-from tensor_optix.results import TrainResult, member_result
+from tensor_optix.results import Lineage, TrainResult, member_result
 
 logger = logging.getLogger(__name__)
 
@@ -39,10 +40,13 @@ def train(
     total_steps: int | None = None,
     target_score: float | None = None,
     tune: bool | Sequence[str] = True,
+    tuner: str = "spsa",
     stop: bool = True,
     config: Mapping[str, Any] | None = None,
     hyperparams: Mapping[str, float] | None = None,
     variants: Sequence[Mapping[str, float]] = (),
+    population: int = 1,
+    exchange: Mapping[str, Any] | None = None,
     networks: Mapping[str, Any] | None = None,
     search_space: Mapping[str, Any] | None = None,
     autonomy: Mapping[str, Any] | None = None,
@@ -66,10 +70,15 @@ def train(
         total_steps: training budget of each member, environment steps; None: 10 million.
         target_score: stop a member whose score stays at or above it.
         tune: tune hyperparameters online: all that the algorithm names, those named here, or none.
+        tuner: by which rule: "spsa", "momentum", "backoff", "pbt" (of one learner's own history) or "adaptive".
         stop: False uses the whole budget instead of stopping at convergence.
         config: the algorithm's static settings, for example {"n_envs": 8, "hidden_sizes": [64, 64]}.
         hyperparams: starting values of its hyperparameters, for example {"learning_rate": 3e-4}.
         variants: further hyperparameters; every seed runs once with each.
+        population: members of each seed that learn side by side: after evaluations the worst go on as changed copies
+            of the best. A seed's result is then its best member's. The budget is each member's.
+        exchange: how they do: {"rule": "pbt"} with settings of `evolution.population.PopulationPBT`, or
+            {"rule": "spsa"}: one vector of hyperparameters for all, with a slope averaged over them.
         networks: modules of your own in the algorithm's places, {"actor": make}, where make(rngs) gives an nnx.Module.
             hidden_sizes and activation are for the places that are left.
         search_space: bounds of the tuned hyperparameters: name -> (low, high) or ("log", low, high).
@@ -95,10 +104,13 @@ def train(
         total_steps=total_steps,
         target_score=target_score,
         tune=tune if isinstance(tune, bool) else list(tune),
+        tuner=tuner,
         stop=stop,
         config=dict(config or {}),
         hyperparams=dict(hyperparams or {}),
         variants=[dict(variant) for variant in variants],
+        population=population,
+        exchange=dict(exchange or {}),
         search_space=dict(search_space or {}),
         autonomy=dict(autonomy or {}),
         eval_every=eval_every,
@@ -211,7 +223,9 @@ class _Run:
             max_windows=plan.max_windows,
             target_score=plan.target_score,
             final_episodes=plan.run.final_episodes,
+            exchanger=plan.exchanger,
         )
+        self.lineage: list[Copies] = []
         self.recorder = CurveRecorder(len(plan.members), self.steps_per_window)
         self.display = ProgressDisplay(
             len(plan.members),
@@ -241,9 +255,10 @@ class _Run:
         self.directory.truncate_events(loaded.events_offset)
         self.session.load(loaded.state)
         self.session.run_s = float(loaded.meta.get("run_s", 0.0))
-        self.recorder = CurveRecorder.from_rows(
-            self.directory.read_events(), len(self.plan.members), self.steps_per_window
-        )
+        rows = self.directory.read_events()
+        self.lineage = [Copies(row["window"], np.asarray(row["parents"], np.int64)) for row in rows if "parents" in row]
+        rows = [row for row in rows if "parents" not in row]
+        self.recorder = CurveRecorder.from_rows(rows, len(self.plan.members), self.steps_per_window)
         self.recorder.windows[:] = self.session.windows
         self.recorder.stop_reasons[:] = self.session.stop_reasons
         self.display.resumed(self.session.windows, self.session.stop_reasons)
@@ -274,6 +289,10 @@ class _Run:
         self.recorder.add(report)
         if self.directory is not None:
             self.directory.append_events(event_rows(report, self.steps_per_window))
+            copies = [{"window": c.window, "parents": c.parents.tolist()} for c in self.session.copies]
+            self.directory.append_events(copies)
+        self.lineage += self.session.copies
+        self.session.copies = []
         self.callbacks.replay(report)
         steps = int(self.session.windows.sum()) * self.steps_per_window
         self.display.update(report, steps / max(self.session.run_s, 1e-9), time.perf_counter() - self.began)
@@ -318,9 +337,9 @@ class _Run:
             config=self.plan.run.to_dict(),
             notes=self.notes + [f"callback {f.callback}.{f.hook} raised {f.error}" for f in self.callbacks.failures],
             log_hyperparams=tuple(name for name, parameter in space.entries if parameter.log),
+            lineage=Lineage.of(self.lineage, len(members)),
         )
-        scores = np.nan_to_num(result.scores, nan=-np.inf)
-        best = int(np.argmax(scores))
+        best = members.index(result.best)
         result.policy = Policy(self.plan.program.algorithm, _member(policies, best))
         return result
 

@@ -32,6 +32,7 @@ def session_of(plan, *, block=1, devices=None, start=True) -> Session:
         max_windows=plan.max_windows,
         target_score=plan.target_score,
         final_episodes=plan.run.final_episodes,
+        exchanger=plan.exchanger,
     )
     if start:
         session.start()
@@ -44,8 +45,9 @@ def run_windows(session: Session, count: int, chunk: int = 1000) -> list:
     while count > 0 and not session.done:
         n = min(count, chunk)
         session._next_chunk = lambda n=n: n
+        before = session.windows.max()
         reports.append(session.step())
-        count -= n
+        count -= session.windows.max() - before  # a population stops on its way to meet
     return reports
 
 

@@ -14,11 +14,13 @@ LAYERS = [
     {"envs"},
     {"networks"},
     {"algorithms"},
+    {"evolution"},
     {"loop"},
     {"pipeline"},
     {
         "statistics",
         "curves",
+        "lineage",
         "reporting",
         "figures",
         "results",
@@ -32,9 +34,9 @@ LAYERS = [
     {"adapters"},
     {"callbacks"},
     {"training", "factory"},
-    {"optimizer"},
+    {"optimizer", "orchestrator", "trials"},
     {"building"},
-    {"cli", "cli_host", "cli_request", "__main__"},
+    {"cli", "cli_host", "cli_request", "cli_tune", "__main__"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 FRAMEWORKS = {"torch", "tensorflow", "gymnasium", "optuna", "matplotlib", "wandb", "tensorboard"}

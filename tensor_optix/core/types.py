@@ -36,6 +36,7 @@ class StopReason(enum.IntEnum):
     NON_FINITE = 4
     INTERRUPTED = 5
     EXHAUSTED = 6
+    SPAWN_BUDGET = 7
 
     @property
     def label(self) -> str:
@@ -54,6 +55,7 @@ _STOP_SENTENCES = {
     StopReason.NON_FINITE: "NaN or infinity came back after every roll-back",
     StopReason.INTERRUPTED: "interrupted; the run can be resumed",
     StopReason.EXHAUSTED: "the source of experience ended",
+    StopReason.SPAWN_BUDGET: "the budget of spawned variants was used up",
 }
 
 

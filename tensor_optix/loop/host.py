@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import jax
+import jax.numpy as jnp
 
 from tensor_optix.core.autonomy import NO_LIMIT, AutonomyConfig, AutonomyState
 from tensor_optix.core.backoff_shell import HOST_DEFAULT, BackoffScheduler
@@ -75,7 +76,8 @@ class LoopController:
             for agents that are not on-policy, whose replay is of other policies.
         improvement_margin: score units that a new best must exceed the old one by.
         max_episodes: budget in windows.
-        callbacks: `LoopCallback`s, or anything with some of their hooks.
+        callbacks: `LoopCallback`s, or anything with some of their hooks. One that has `set_loop` is handed this
+            controller before the run begins, to stop it or keep it going.
         val_pipeline: windows that are not learned from; where given they decide.
         checkpoint_score_fn: agent -> score; where given it decides.
         score_smoothing: evaluations whose mean is told to the brain.
@@ -144,7 +146,8 @@ class LoopController:
         self.history: list[EvalMetrics] = []
         self.notes: list[str] = []
         self.result: HostResult | None = None
-        self._stop_asked = False
+        self._begun = self._stop_asked = False
+        self._stop_as: StopReason | None = None  # why somebody called `stop`, where that was said
         self._policies = BestPolicy(agent, self.registry, self._note)
 
         tuner = getattr(optimizer, "tuner", None)  # a pure tuner runs inside the brain, another beside it
@@ -178,14 +181,28 @@ class LoopController:
         """The best policy of this run, None before the first evaluation."""
         return self._policies.best
 
-    def stop(self) -> None:
-        """Stop after the window in progress. Safe to call from callbacks and other threads, also before `run`."""
+    def stop(self, reason: StopReason | None = None) -> None:
+        """Stop after the window in progress. Safe to call from callbacks and other threads, also before `run`.
+
+        reason: what the result says, and that the run is over for good. Without one it counts as interrupted.
+        """
+        self._stop_as = self._stop_as if reason is None else reason
         self._stop_asked = True
+
+    def add_callback(self, callback: Any) -> None:
+        """One more, called after the others, from now on."""
+        self.callbacks.callbacks.append(callback)
+        if self._begun:
+            self._hand_over([callback])
+
+    def policy_changed(self) -> None:
+        """Called by who put another policy into the agent: what was gathered under the old one says nothing of it."""
+        self._forget(reset_envs=False)
 
     def keep_going(self) -> None:
         """Answer a DORMANT from `on_dormant`: it was handled (a spawn, a grown network), learning goes on.
 
-        Nothing happens where learning does not count as over, or the budget is.
+        Nothing happens where learning does not count as over. Where the budget is, that is what stops the run.
         """
         self.brain.resume()
 
@@ -289,6 +306,8 @@ class LoopController:
         if verdict.rollback:
             self._roll_back(verdict.reset_envs)
         stop = self.brain.stop_reason  # after the callbacks: one of them may have handled a DORMANT
+        if self._stop_as is not None and stop in (StopReason.RUNNING, StopReason.CONVERGED):
+            stop = self._conclude(self._stop_as)
         if metrics is not None or verdict.rollback:
             self._hyperparams.owe(verdict.events, metrics is not None)
         if stop == StopReason.RUNNING:
@@ -329,9 +348,18 @@ class LoopController:
         _log.warning(text)
         self.notes.append(text)
 
+    def _conclude(self, reason: StopReason) -> StopReason:
+        """The brain ends for a reason that it does not know of itself; a run that is put back says so too."""
+        state = self.brain.state
+        self.brain.restore(state.replace(done=jnp.bool_(True), stop_reason=jnp.int32(reason)))
+        return reason
+
     def _roll_back(self, reset_envs: bool) -> None:
         self._policies.put_back()
-        # What was gathered under the discarded policy says nothing of this one.
+        self._forget(reset_envs)
+
+    def _forget(self, reset_envs: bool) -> None:
+        """What was gathered under a discarded policy says nothing of the next one."""
         for part, method in (
             (self.agent, "reset_cache"),
             (self.evaluator, "forget"),
@@ -421,11 +449,19 @@ class LoopController:
             set_agent = getattr(pipeline, "set_agent", None)
             if set_agent is not None:
                 set_agent(self.agent)
+        self._begun = True
+        self._hand_over(self.callbacks.callbacks)
         self.callbacks.call("on_loop_start")
         if self._keeper is not None and self._keeper.begin():
             return
         self._policies.begin()
         self._hyperparams.begin()
+
+    def _hand_over(self, callbacks: Sequence[Any]) -> None:
+        for callback in callbacks:
+            set_loop = getattr(callback, "set_loop", None)
+            if set_loop is not None:
+                set_loop(self)
 
     def _tear_down(self) -> None:
         """The best policy comes back; sources are released, also after an error."""

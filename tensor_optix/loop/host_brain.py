@@ -121,10 +121,15 @@ class HostBrain:
         return _verdict(decision)
 
     def resume(self) -> None:
-        """Go on after a DORMANT that somebody handled; nothing happens in any other state, or without budget."""
-        if self.stop_reason != StopReason.CONVERGED or self.window >= int(self.state.max_windows):
+        """Go on after a DORMANT that somebody handled; nothing happens in any other state.
+
+        Without budget it is the budget that stops the run, and a larger one lets it go on.
+        """
+        if self.stop_reason != StopReason.CONVERGED:
             return
         self.state = autonomy.resume(self.config, self.state)
+        if self.window >= int(self.state.max_windows):
+            self.state = self.state.replace(done=jnp.bool_(True), stop_reason=jnp.int32(StopReason.BUDGET))
         self._due = bool(autonomy.is_due(self.state))
 
     def override(self, values: Mapping[str, float]) -> None:

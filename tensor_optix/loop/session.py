@@ -19,9 +19,10 @@ from jax.sharding import PartitionSpec as P
 
 from tensor_optix.core import autonomy
 from tensor_optix.core.autonomy import NO_LIMIT
-from tensor_optix.core.types import StopReason
+from tensor_optix.core.types import Event, StopReason
 from tensor_optix.loop.compiled import MEMBERS, Member, Program, make_mesh, sharded_chunk, sharded_final, sharded_init
 from tensor_optix.loop.events import ChunkReport
+from tensor_optix.loop.exchange import Exchanger, Population, compiled_exchange, populations_of
 from tensor_optix.loop.packing import Packed, pack
 from tensor_optix.loop.runtime import compile_program
 
@@ -37,6 +38,14 @@ class MemberSpec:
     seed: int
     variant: int
     hyper: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Copies:
+    """Who went on with whose learner at one exchange."""
+
+    window: int  # windows that each member had run
+    parents: np.ndarray  # [M] int64, the member itself where it copied nobody
 
 
 @dataclass(frozen=True)
@@ -87,6 +96,7 @@ class Session:
         max_windows: int = NO_LIMIT,
         target_score: float = float("inf"),
         final_episodes: int = 100,
+        exchanger: Exchanger | None = None,
     ) -> None:
         self.program = program
         self.specs = list(members)
@@ -109,6 +119,13 @@ class Session:
         self.compile_s = 0.0
         self._seconds_per_window: float | None = None
         self._members: Packed | None = None
+        self._exchanger = exchanger
+        self._populations: Population | None = None
+        self.copies: list[Copies] = []  # since the caller last emptied it
+        self._met = 0  # windows that each member had run at the last exchange
+        if exchanger is not None:
+            self._exchange = compiled_exchange(exchanger, program, mesh)
+        self._everywhere = NamedSharding(mesh, P())
 
     # -- compile and start -------------------------------------------------------------------------------
 
@@ -124,6 +141,9 @@ class Session:
             ("chunk", self._chunk, (members, jax.ShapeDtypeStruct((), jnp.int32))),
             ("final", self._final, (members,)),
         ]
+        if self._exchanger is not None:
+            lanes = jax.ShapeDtypeStruct((len(self.specs),), jnp.int32)
+            programs.append(("exchange", self._exchange, (members, jax.eval_shape(self._fresh_populations), lanes)))
         for name, function, arguments in programs:
             lowered = function.lower(*arguments)
             self._compiled[name] = self._pool.submit(compile_program, lowered, platform, runs_once=name == "init")
@@ -133,6 +153,8 @@ class Session:
 
     def start(self) -> None:
         """Fresh members."""
+        if self._exchanger is not None:
+            self._populations = jax.device_put(self._fresh_populations(), self._everywhere)
         self._members = self._program("init")(*self._init_args())
 
     def _program(self, name: str) -> Any:
@@ -145,7 +167,10 @@ class Session:
 
     def _init_args(self) -> tuple[Any, ...]:
         specs = [self.specs[max(i, 0)] for i in self.member_ids]
-        hyper = {name: np.asarray([spec.hyper[name] for spec in specs], np.float32) for name in self.specs[0].hyper}
+        given = self._given_hyper()
+        if self._exchanger is not None and self._populations is not None:
+            given = jax.device_get(self._exchanger.first(self._populations, given))
+        hyper = {name: values[np.maximum(self.member_ids, 0)] for name, values in given.items()}
         args = (
             np.asarray([spec.seed for spec in specs], np.uint32),
             np.asarray([spec.variant for spec in specs], np.uint32),
@@ -155,6 +180,19 @@ class Session:
             self.member_ids != EMPTY,
         )
         return tuple(jax.device_put(args, self._sharding))
+
+    def _given_hyper(self) -> dict[str, np.ndarray]:
+        """Name -> [M] float32, in member order."""
+        return {name: np.asarray([spec.hyper[name] for spec in self.specs], np.float32) for name in self.specs[0].hyper}
+
+    def _fresh_populations(self) -> Population:
+        assert self._exchanger is not None
+        shape = (-1, self._exchanger.size)
+        first = self.specs[:: self._exchanger.size]
+        seeds = np.asarray([spec.seed for spec in first], np.uint32)
+        variants = np.asarray([spec.variant for spec in first], np.uint32)
+        given = {name: x.reshape(shape) for name, x in self._given_hyper().items()}
+        return populations_of(self._exchanger, seeds, variants, given)
 
     # -- run ---------------------------------------------------------------------------------------------
 
@@ -166,6 +204,10 @@ class Session:
         """Run one chunk of about CHUNK_SECONDS and say what happened."""
         chunk = self._program("chunk")
         n_windows = self._next_chunk()
+        if self._exchanger is not None:
+            if self._until_exchange() == self._base_interval:
+                self._meet(None)  # what an earlier end of the budget left undone
+            n_windows = min(n_windows, self._until_exchange())
         started = time.perf_counter()
         self._members, reports = chunk(self._members, jnp.int32(n_windows))
         reports = jax.device_get(reports).unpack()
@@ -174,13 +216,15 @@ class Session:
         self._seconds_per_window = elapsed / n_windows
         report = self._chunk_report(reports, n_windows)
         self._account(report)
+        if self._exchanger is not None and not self.done and self._until_exchange() == self._base_interval:
+            self._meet(report)
         self._pack()
         return report
 
     def final(self) -> tuple[Any, Any]:
         """Best policy of every member, in member order, and its fresh episodes, on the host."""
         policies, episodes = jax.device_get(self._program("final")(self._members))
-        order = np.argsort(np.where(self.member_ids == EMPTY, NO_LIMIT, self.member_ids))[: len(self.specs)]
+        order = self._lane_of()
         return jax.tree.map(lambda x: x[order], (policies, episodes))
 
     def _next_chunk(self) -> int:
@@ -188,12 +232,49 @@ class Session:
             return 1
         return int(np.clip(CHUNK_SECONDS / max(self._seconds_per_window, 1e-6), 1, MAX_CHUNK))
 
+    # -- populations -------------------------------------------------------------------------------------
+
+    @property
+    def _base_interval(self) -> int:
+        return self.program.brain.scheduler.base_interval
+
+    def _until_exchange(self) -> int:
+        """Windows from here to the next evaluation of all: members that run have run equally many."""
+        running = self.stop_reasons == StopReason.RUNNING
+        return self._base_interval - int(self.windows[running].max()) % self._base_interval
+
+    def _meet(self, report: ChunkReport | None) -> None:
+        """Let the members of each population exchange, once; where one has converged, its last window says so."""
+        assert self._exchanger is not None
+        running = self.stop_reasons == StopReason.RUNNING
+        window = int(self.windows[running].max())
+        if window <= self._met:
+            return
+        self._met = window
+        program, lanes = self._program("exchange"), jax.device_put(self._lane_of().astype(np.int32), self._everywhere)
+        started = time.perf_counter()
+        self._members, self._populations, told = program(self._members, self._populations, lanes)
+        told = jax.device_get(told)
+        self.run_s += time.perf_counter() - started
+        if (told.parents != np.arange(len(self.specs))).any():
+            self.copies.append(Copies(window, told.parents.astype(np.int64)))
+        over = np.repeat(told.converged, self._exchanger.size) & running
+        self.stop_reasons[over] = StopReason.CONVERGED
+        if report is not None:
+            stopped = over[report.member_ids]
+            report.stop_reason[-1, stopped] = StopReason.CONVERGED
+            report.events[-1, stopped] |= int(Event.DORMANT | Event.STOPPED)
+
+    def _lane_of(self) -> np.ndarray:
+        """[M] the lane of each member."""
+        return np.argsort(np.where(self.member_ids == EMPTY, NO_LIMIT, self.member_ids))[: len(self.specs)]
+
     def _chunk_report(self, reports: Any, n_windows: int) -> ChunkReport:
         used = self.member_ids != EMPTY
         ids = self.member_ids[used]
 
         def cut(x: np.ndarray) -> np.ndarray:
-            return x[:n_windows, used]
+            return np.array(x[:n_windows, used])
 
         named = {name: cut(getattr(reports, name)) for name in _COLUMNS}
         return ChunkReport(
@@ -222,9 +303,13 @@ class Session:
 
     def state(self) -> dict[str, Any]:
         """Everything needed to go on exactly, in member order, on the host; independent of devices and blocks."""
-        lane_of = np.argsort(np.where(self.member_ids == EMPTY, NO_LIMIT, self.member_ids))[: len(self.specs)]
+        lane_of = self._lane_of()
         members = jax.tree.map(lambda x: x[lane_of], self._host_members())
-        return {"members": members, "windows": self.windows.copy(), "stop_reasons": self.stop_reasons.copy()}
+        state = {"members": members, "windows": self.windows.copy(), "stop_reasons": self.stop_reasons.copy()}
+        if self._populations is not None:
+            state["populations"] = jax.tree.map(lambda x: np.asarray(_key_data(x)), self._populations)
+            state["met"] = np.int64(self._met)
+        return state
 
     def template(self) -> dict[str, Any]:
         """Shapes and dtypes of `state()`, without running anything."""
@@ -233,7 +318,12 @@ class Session:
         count = len(self.specs)
         members = jax.tree.map(lambda s: jax.ShapeDtypeStruct((count, *s.shape[1:]), s.dtype), shapes)
         counters = jax.ShapeDtypeStruct((count,), np.int64)
-        return {"members": members, "windows": counters, "stop_reasons": counters}
+        shapes = {"members": members, "windows": counters, "stop_reasons": counters}
+        if self._exchanger is not None:
+            make = self._fresh_populations
+            shapes["populations"] = jax.eval_shape(lambda: jax.tree.map(_key_data, make()))
+            shapes["met"] = jax.ShapeDtypeStruct((), np.int64)
+        return shapes
 
     def load(self, state: dict[str, Any]) -> None:
         """Go on from what `state()` returned; a larger budget lets members run on that only the budget had stopped."""
@@ -248,6 +338,11 @@ class Session:
             brain = autonomy.extend(brain, np.full_like(brain.max_windows, self.max_windows))
         brain = brain.replace(done=brain.done | (self.member_ids == EMPTY))
         self._put(members.replace(brain=brain))
+        if self._exchanger is not None:
+            template = jax.eval_shape(self._fresh_populations)
+            populations = jax.tree.map(_wrap_key, state["populations"], template)
+            self._populations = jax.device_put(populations, self._everywhere)
+            self._met = int(state["met"])
         self._pack()
 
     def close(self) -> None:

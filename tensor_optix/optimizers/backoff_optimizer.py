@@ -1,0 +1,5 @@
+"""Another address of `tensor_optix.optimizers.backoff`."""
+
+from tensor_optix.optimizers.backoff import BackoffOptimizer
+
+__all__ = ["BackoffOptimizer"]
