@@ -117,11 +117,13 @@ def named_arrays(tree: Any) -> dict[str, np.ndarray]:
 def from_named_arrays(template: Any, arrays: Mapping[str, np.ndarray]) -> Any:
     """Inverse of `named_arrays`; `template` has the structure, shapes and dtypes that are expected.
 
-    Raises ValueError that names the leaf and both shapes.
+    Raises ValueError that names the leaf and both shapes, or what the template has no place for.
     """
+    known: set[str] = set()
 
     def pick(path: Any, like: Any) -> np.ndarray:
         name = jax.tree_util.keystr(path, simple=True, separator="/")
+        known.add(name)
         if name not in arrays:
             raise ValueError(f"the saved policy lacks {name}; it has {', '.join(sorted(arrays))}")
         array = arrays[name]
@@ -132,4 +134,7 @@ def from_named_arrays(template: Any, arrays: Mapping[str, np.ndarray]) -> Any:
             )
         return array
 
-    return jax.tree_util.tree_map_with_path(pick, template)
+    policy = jax.tree_util.tree_map_with_path(pick, template)
+    if surplus := sorted(set(arrays) - known):
+        raise ValueError(f"the saved policy also has {', '.join(surplus)}: it belongs to another network")
+    return policy

@@ -103,6 +103,8 @@ class TestArrays:
     def test_another_dtype_is_refused(self):
         with pytest.raises(ValueError, match=r"saved a is float64\[2\], expected float32\[2\]"):
             from_named_arrays({"a": np.zeros(2, np.float32)}, {"a": np.zeros(2)})
+        with pytest.raises(ValueError, match="also has b: it belongs to another network"):
+            from_named_arrays({"a": np.zeros(2)}, {"a": np.zeros(2), "b": np.zeros(2)})
 
     def test_names_are_paths(self):
         tree = {"a": [np.zeros(1), {"b": np.ones(2)}]}

@@ -188,14 +188,19 @@ class FlaxRecurrentPPOBase(FlaxBase):
         return self._onward(observations, True)
 
     def _onward(self, observations: Any, deterministic: bool) -> np.ndarray:
-        hidden, count = self._hidden.get(deterministic), len(observations)
+        hidden, count = self._remembered(deterministic, len(observations)), len(observations)
+        none = np.zeros(count, bool)
+        actions, self._hidden[deterministic] = self.act_recurrent(observations, hidden, none, deterministic)
+        return actions
+
+    def _remembered(self, deterministic: bool, count: int) -> np.ndarray | None:
+        """What was remembered of `count` environments. ValueError if they were others."""
+        hidden = self._hidden.get(deterministic)
         if hidden is not None and len(hidden) != count:
             raise ValueError(
                 f"the agent remembers {len(hidden)} environments and got {count}: call reset_hidden() before"
             )
-        none = np.zeros(count, bool)
-        actions, self._hidden[deterministic] = self.act_recurrent(observations, hidden, none, deterministic)
-        return actions
+        return hidden
 
     def _as_actions(self, chosen: np.ndarray) -> np.ndarray:
         """The policy's actions as the environment's."""
@@ -371,7 +376,7 @@ class FlaxRecurrentPPOAgent(FlaxRecurrentPPOBase):
 
     def action_probs(self, observation: Any) -> np.ndarray:
         """float32 [n_actions] of the next action; the observation is remembered as `act` would."""
-        batch, hidden = self._observations(np.asarray(observation)[None]), self._hidden.get(False)
+        batch, hidden = self._observations(np.asarray(observation)[None]), self._remembered(False, 1)
         inputs = (batch, self._memory(hidden, 1), np.zeros(1, bool))
         probs, after = self._programs.probs(self._present(), *inputs)
         self._hidden[False] = np.asarray(after)
