@@ -94,6 +94,9 @@ _PUBLIC = {
     "BackoffOptimizer": "tensor_optix.optimizers.backoff",
     "PBTOptimizer": "tensor_optix.optimizers.pbt",
     "AdaptiveOptimizer": "tensor_optix.optimizers.adaptive",
+    # search over trials
+    "TrialOrchestrator": "tensor_optix.orchestrator",
+    "tune": "tensor_optix.trials.compiled",
     # evolution
     "PolicyManager": "tensor_optix.evolution.policy_manager",
     "PolicyManagerCallback": "tensor_optix.evolution.policy_manager_callback",

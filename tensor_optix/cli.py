@@ -1,4 +1,4 @@
-"""The command line: tensor-optix train | resume | evaluate | plot | validate | doctor.
+"""The command line: tensor-optix train | resume | evaluate | tune | plot | validate | doctor.
 
 Exit codes: 0 done, 1 the run failed, 2 what was asked for cannot be run (one sentence on standard error, nothing
 written), 130 interrupted (the run was saved and can be resumed).
@@ -63,6 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_train(commands.add_parser("train", help="train on an environment, or as a YAML file says"))
     _add_resume(commands.add_parser("resume", help="go on with an interrupted run"))
     _add_evaluate(commands.add_parser("evaluate", help="score a finished run's best policy on fresh episodes"))
+    _add_tune(commands.add_parser("tune", help="search for the hyperparameters that score best"))
     _add_plot(commands.add_parser("plot", help="draw a finished run"))
     _add_validate(commands.add_parser("validate", help="check a YAML file without running it"))
     doctor = commands.add_parser("doctor", help="show devices, versions and caches, and what is wrong with them")
@@ -92,6 +93,9 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--framework", choices=("torch", "tf", "jax"), help="of the agent; asks for the host driver")
     parser.add_argument("--seeds", metavar="N", help="how many, or which: 8 or 3,5,7; one only with the host driver")
     parser.add_argument("--target", type=float, metavar="SCORE", help="stop where the score stays at or above it")
+    parser.add_argument(
+        "--population", type=_whole, metavar="N", help="members of each seed that learn side by side and exchange"
+    )
     parser.add_argument("--no-tune", action="store_true", help="leave the hyperparameters as they are")
     parser.add_argument("--no-stop", action="store_true", help="use the whole budget even after convergence")
     parser.add_argument(
@@ -115,6 +119,13 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the episodes")
     parser.add_argument("--json", action="store_true")
     parser.set_defaults(run=_evaluate)
+
+
+def _add_tune(parser: argparse.ArgumentParser) -> None:
+    from tensor_optix import cli_tune
+
+    cli_tune.add_options(parser)
+    _add_common(parser)
 
 
 def _add_plot(parser: argparse.ArgumentParser) -> None:

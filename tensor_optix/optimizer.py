@@ -6,12 +6,11 @@ directory of the run's own, diagnostics. Nothing is decided here.
 
 from __future__ import annotations
 
-import inspect
 import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tensor_optix.core.backoff_scheduler import BackoffConfig
 from tensor_optix.core.backoff_shell import HOST_DEFAULT, BackoffScheduler
@@ -32,6 +31,10 @@ from tensor_optix.loop.run_manifest import user_entries
 from tensor_optix.optimizers.spsa import SPSAOptimizer
 from tensor_optix.pipeline.batch import BatchPipeline
 from tensor_optix.pipeline.vector import VectorBatchPipeline
+from tensor_optix.trials.factories import made, made_agent
+
+if TYPE_CHECKING:
+    from tensor_optix.trials.first import TrialsFirst
 
 
 class RLOptimizer:
@@ -41,6 +44,9 @@ class RLOptimizer:
         agent: any `BaseAgent`. pipeline: any `BasePipeline`.
         agent_factory, pipeline_factory, val_pipeline_factory: make them when `run` is called, instead of `agent`,
             `pipeline`, `val_pipeline`; each takes no argument, or one mapping of hyperparameters.
+        param_space: search over trials first (`TrialOrchestrator`, which says the forms): `n_trials` of them, each with
+            `trial_steps_fraction` of `max_episodes`. The run then begins with the best trial's configuration and
+            weights. Needs the factories; `trial_agent_factory` makes the agents of the trials where it is given.
         evaluator: scores windows; by default the mean return of whole episodes (`EpisodeEvaluator`).
         optimizer: tunes hyperparameters; by default SPSA within the agent's `default_param_bounds`, of those the ones
             in its `default_tuned` (for PPO the learning rate alone; give an `SPSAOptimizer` to tune more).
@@ -137,10 +143,8 @@ class RLOptimizer:
         _one_of("pipeline", pipeline, "pipeline_factory", pipeline_factory)
         if val_pipeline is not None and val_pipeline_factory is not None:
             raise TypeError("RLOptimizer takes either val_pipeline or val_pipeline_factory, not both")
-        if param_space is not None or trial_agent_factory is not None:
-            raise NotImplementedError(
-                "a search over trials before the run (param_space) is not part of RLOptimizer yet"
-            )
+        if param_space is None and trial_agent_factory is not None:
+            raise TypeError("trial_agent_factory makes the agents of a search over trials: give param_space too")
         if max_snapshots < 2:
             raise ValueError(
                 f"max_snapshots must be at least 2 for a run (the best and the newest), got {max_snapshots}"
@@ -199,6 +203,21 @@ class RLOptimizer:
             "target_score": target_score,
             "seed": seed,
         }
+        self._search: TrialsFirst | None = None
+        if param_space is not None:
+            from tensor_optix.trials.first import TrialsFirst
+
+            self._search = TrialsFirst(
+                param_space,
+                n_trials,
+                trial_steps_fraction,
+                max_episodes,
+                trial_agent_factory or agent_factory,
+                pipeline_factory,
+                val_pipeline_factory,
+                {"evaluator": evaluator, "optimizer": optimizer, "checkpoint_score_fn": checkpoint_score_fn},
+                seed,
+            )
         self.run_dir: Path | None = None  # from `run` on
         self._controller: LoopController | None = None
         self._stop_asked = False
@@ -231,13 +250,20 @@ class RLOptimizer:
         """One more, called after the others; from the next run on, or at once in a running one."""
         self._callbacks.append(callback)
         if self._controller is not None:
-            self._controller.callbacks.callbacks.append(callback)
+            self._controller.add_callback(callback)
 
     def stop(self) -> None:
         """Stop after the window in progress. Safe to call from callbacks and other threads, also before `run`."""
         self._stop_asked = True
+        if self._search is not None:
+            self._search.stop()
         if self._controller is not None:
             self._controller.stop()
+
+    def end_after_this_window(self) -> None:
+        """The window that is being collected or learned from is the budget's last, and its policy is judged."""
+        if self._controller is not None:
+            self._controller.brain.extend(self._controller.brain.window + 1)
 
     def keep_going(self) -> None:
         """Answer a DORMANT from `on_dormant`: it was handled, learning goes on."""
@@ -282,13 +308,19 @@ class RLOptimizer:
 
     def _make_what_is_missing(self) -> None:
         make_agent, make_pipeline, make_validation = self._factories
-        if self.agent is None and make_agent is not None:
-            self.agent = _called(make_agent)
-            self.scheduler.configure(_rule(self.agent, self._scheduler_settings))
+        params: dict[str, Any] = {}
+        if self._search is not None:
+            params = self._search.params(self._resume_from)
+            self._manifest |= self._search.manifest
         if self.pipeline is None and make_pipeline is not None:
-            self.pipeline = _called(make_pipeline)
+            self.pipeline = made(make_pipeline, params)
+        if self.agent is None and make_agent is not None:
+            self.agent = made_agent(make_agent, params, self.pipeline)
+            self.scheduler.configure(_rule(self.agent, self._scheduler_settings))
+            if self._search is not None:
+                self._search.warm_start(self.agent)
         if self.val_pipeline is None and make_validation is not None:
-            self.val_pipeline = _called(make_validation)
+            self.val_pipeline = made(make_validation, params)
 
     def _open_directory(self) -> RunDir:
         if self._resume_from is not None:
@@ -412,16 +444,6 @@ def _default_tuner(agent: BaseAgent) -> SPSAOptimizer:
 def _one_of(name: str, given: Any, factory_name: str, factory: Any) -> None:
     if (given is None) == (factory is None):
         raise TypeError(f"RLOptimizer takes either {name} or {factory_name}, one of them and not both")
-
-
-def _called(factory: Callable[..., Any]) -> Any:
-    """The factory's product: with no argument, or with an empty mapping where it insists on hyperparameters."""
-    required = [
-        p
-        for p in inspect.signature(factory).parameters.values()
-        if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
-    ]
-    return factory({}) if required else factory()
 
 
 def _fresh(parent: Path) -> Path:

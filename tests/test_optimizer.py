@@ -66,8 +66,8 @@ class TestBeforeTheRun:
         with pytest.raises(ValueError, match="dormant_threshold is 1"):
             optimizer(tmp_path, dormant_threshold=1)
 
-    def test_trials_are_refused_for_now(self, tmp_path):
-        with pytest.raises(NotImplementedError, match="param_space"):
+    def test_trials_need_factories(self, tmp_path):
+        with pytest.raises(TypeError, match="give agent_factory and pipeline_factory"):
             optimizer(tmp_path, param_space={"rate": ("float", 0, 1)})
 
 

@@ -12,10 +12,10 @@ from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import struct
 
 from tensor_optix.core.search_space import SearchSpace
+from tensor_optix.optimizers.pbt import reflect
 from tensor_optix.optimizers.spsa import SPSA, SPSAState, climb
 
 _COPY, _EXPLORE, _DRAW = 0, 1, 2  # what an exchange draws random numbers for
@@ -230,12 +230,6 @@ class SharedSPSA:
         drawn = jax.random.rademacher(key, (size // 2, d), jnp.float32)
         rest = jnp.zeros((size % 2, d), jnp.float32)
         return jnp.concatenate([jnp.stack([drawn, -drawn], axis=1).reshape(-1, d), rest])
-
-
-def reflect(x: jax.Array) -> jax.Array:
-    """`x` folded back into [0, 1] at its bounds."""
-    folded = jnp.abs(x) % np.float32(2.0)
-    return jnp.where(folded > 1, np.float32(2.0) - folded, folded)
 
 
 RULES: dict[str, type[PopulationPBT | SharedSPSA]] = {"pbt": PopulationPBT, "spsa": SharedSPSA}

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tensor_optix.core.search_space import search_space
-from tensor_optix.evolution.population import PopulationPBT, Scored, SharedSPSA, reflect
+from tensor_optix.evolution.population import PopulationPBT, Scored, SharedSPSA
 
 D = 2
 SPACE = search_space({"a": ("log", 1e-4, 1e-2), "b": (0.0, 1.0)})
@@ -191,8 +191,3 @@ def test_a_population_finds_an_optimum_under_noise_and_drift(rule, enough, kind)
     found = jax.jit(jax.vmap(one))(jax.random.split(jax.random.key(0), seeds))
     share = float((jnp.abs(found - optimum[None]) <= 0.1).mean())
     assert share >= enough, share
-
-
-def test_reflection_stays_inside_and_keeps_what_is():
-    x = jnp.array([0.0, 0.3, 1.0, -0.2, 1.3, 2.4, -1.5])
-    np.testing.assert_allclose(reflect(x), [0.0, 0.3, 1.0, 0.2, 0.7, 0.4, 0.5], atol=1e-6)

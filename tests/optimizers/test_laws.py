@@ -24,6 +24,12 @@ from tests.optimizers.tuner_parts import (
 )
 
 ALL = pytest.mark.parametrize("tuner", [make() for make in TUNERS.values()], ids=list(TUNERS))
+# programs of the adaptive one take long to compile
+MOST = pytest.mark.parametrize(
+    "tuner",
+    [pytest.param(make(), marks=[pytest.mark.slow] * (name == "adaptive")) for name, make in TUNERS.items()],
+    ids=list(TUNERS),
+)
 
 
 def stream(n=160, seed=0):
@@ -113,7 +119,7 @@ def test_nothing_to_tune_is_a_no_op(tuner):
     assert centre(tuner, call(tuner, "recentre", state, jnp.zeros((0,), jnp.float32))).shape == (0,)
 
 
-@ALL
+@MOST
 def test_vmap_lanes_are_independent(tuner):
     states = [start(tuner, x0, seed) for seed, x0 in enumerate(([0.1, 0.9], [0.5, 0.4], [1.0, 0.2]))]
     scores = np.stack([stream(seed=seed) for seed in range(3)])
@@ -189,13 +195,13 @@ def played(tuner):
     return dict(zip(LANES, zip(np.split(finals, ends), np.split(valid, ends), strict=True), strict=True))
 
 
-@ALL
+@MOST
 def test_at_a_bound_the_scores_decide(tuner):
     finals, _ = played(tuner)["bound"]
     assert np.abs(finals - [lane.optimum for lane in AT_A_BOUND]).max() < 0.12
 
 
-@ALL
+@MOST
 def test_a_probe_that_always_breaks_the_learner_is_no_dead_end(tuner):
     # everything above 0.5 gives NaN and 0.1 is best; the start's own first probes break
     finals, valid = played(tuner)["breaks"]
@@ -203,7 +209,7 @@ def test_a_probe_that_always_breaks_the_learner_is_no_dead_end(tuner):
     assert valid.min() > 340
 
 
-@ALL
+@MOST
 def test_credit_goes_to_the_period_that_acted(tuner):
     # a hyperparameter that sets how fast scores rise. Crediting the next period instead is what ends at bounds and in
     # limit cycles: the same run with each score told one period late finds less
@@ -213,7 +219,7 @@ def test_credit_goes_to_the_period_that_acted(tuner):
     assert found[1] <= 8
 
 
-@ALL
+@MOST
 def test_finds_an_optimum_under_noise_and_drift(tuner):
     # noise sd is 7 % of the objective's range; fixed keys. The benchmark has the shares over 200 seeds
     finals, _ = played(tuner)["noisy"]

@@ -1,0 +1,1 @@
+"""Searches over independent trials with Optuna: what `TrialOrchestrator` and `tune` are made of."""
