@@ -6,6 +6,7 @@ import gymnasium
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from flax import nnx
 
 from tensor_optix.algorithms.flax_dqn import FlaxDQNAgent
@@ -16,6 +17,8 @@ from tensor_optix.core.types import EpisodeData, HyperparamSet
 from tensor_optix.pipeline import BatchPipeline, VectorBatchPipeline
 
 AGENTS = {"dqn": FlaxDQNAgent, "rainbow": FlaxRainbowAgent, "sac": FlaxSACAgent, "td3": FlaxTD3Agent}
+# One of each family every day, the others as slow tests.
+EACH = [pytest.param(kind, marks=() if kind in ("dqn", "sac") else pytest.mark.slow) for kind in AGENTS]
 DISCRETE, CONTINUOUS = ("dqn", "rainbow"), ("sac", "td3")
 OBS, CHOICES, DIMS = 3, 4, 2
 LOW, HIGH = [-2.0, 0.0], [2.0, 10.0]

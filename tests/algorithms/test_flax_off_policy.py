@@ -12,6 +12,7 @@ from tensor_optix.core.replay import Transitions
 from tensor_optix.core.types import HyperparamSet
 from tests.algorithms.off_policy_parts import (
     AGENTS,
+    EACH,
     CHOICES,
     COUNTS,
     DIMS,
@@ -34,7 +35,13 @@ from tests.runs import assert_same_bits
 
 
 @pytest.mark.parametrize(
-    ("kind", "alpha"), [("dqn", 0.6), pytest.param("rainbow", 0.0, marks=pytest.mark.slow), ("sac", 0.0), ("td3", 0.0)]
+    ("kind", "alpha"),
+    [
+        ("dqn", 0.6),
+        pytest.param("rainbow", 0.0, marks=pytest.mark.slow),
+        ("sac", 0.0),
+        pytest.param("td3", 0.0, marks=pytest.mark.slow),
+    ],
 )
 def test_a_window_is_learned_from_by_the_pure_updates(kind, alpha):
     """Update by update in Python, from the rows that the same random numbers draw."""
@@ -87,7 +94,7 @@ def stored_actions(kind, actions):
     return (2.0 * (np.asarray(actions) - low) / (high - low) - 1.0).astype(np.float32)
 
 
-@pytest.mark.parametrize("kind", AGENTS)
+@pytest.mark.parametrize("kind", EACH)
 def test_reports(kind):
     agent = agent_of(kind)
     waiting = agent.learn(window_of(kind, rows=10))
@@ -164,7 +171,7 @@ def test_nothing_is_compiled_anew(kind, alpha):
     assert len(TRACES) > count
 
 
-@pytest.mark.parametrize("kind", AGENTS)
+@pytest.mark.parametrize("kind", EACH)
 def test_agents_of_equal_networks_share_their_programs(kind):
     assert agent_of(kind)._programs is agent_of(kind, seed=1)._programs
     assert agent_of(kind)._programs is not agent_of(kind, hidden_sizes=(5, 4))._programs
@@ -173,7 +180,7 @@ def test_agents_of_equal_networks_share_their_programs(kind):
 # -- acting ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", AGENTS)
+@pytest.mark.parametrize("kind", EACH)
 def test_seeds(kind):
     obs = np.random.default_rng(0).normal(size=(64, OBS)).astype(np.float32)
     one, same, other = (started(kind, seed, {**HYPER, "learning_rate": 0.0}) for seed in (1, 1, 2))
@@ -182,7 +189,7 @@ def test_seeds(kind):
         assert not np.array_equal(getattr(one, act)(obs), getattr(other, act)(obs))
 
 
-@pytest.mark.parametrize("kind", AGENTS)
+@pytest.mark.parametrize("kind", EACH)
 def test_deterministic_actions_use_no_random_number(kind):
     agent, twin = (started(kind) for _ in range(2))
     obs = np.random.default_rng(0).normal(size=(64, OBS)).astype(np.float32)
@@ -195,7 +202,7 @@ def test_deterministic_actions_use_no_random_number(kind):
     assert not agent.is_on_policy
 
 
-@pytest.mark.parametrize("kind", AGENTS)
+@pytest.mark.parametrize("kind", EACH)
 def test_actions_are_uniform_until_learning_starts(kind):
     """20,000 draws within 5 standard errors at a fixed seed; the greedy policy is far from uniform."""
     agent, obs = agent_of(kind), np.zeros((20_000, OBS), np.float32)
@@ -259,7 +266,7 @@ def test_rainbow_chooses_by_its_mean_weights():
 # -- hyperparameters -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", AGENTS)
+@pytest.mark.parametrize("kind", EACH)
 def test_hyperparameters(kind):
     params = HyperparamSet({"batch_size": 16.0, "mine": True, "label": "x", "warmup_steps": 30}, episode_id=7)
     width = CHOICES if kind in DISCRETE else DIMS

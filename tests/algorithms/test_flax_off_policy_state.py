@@ -19,6 +19,7 @@ from tensor_optix.optimizer import RLOptimizer
 from tensor_optix.pipeline import BatchPipeline
 from tests.algorithms.off_policy_parts import (
     AGENTS,
+    EACH,
     CHOICES,
     CONTINUOUS,
     HYPER,
@@ -71,7 +72,7 @@ def acted_like(agent, data):
     return actions.reshape(-1, *actions.shape[2:])
 
 
-@pytest.mark.parametrize("kind", AGENTS)
+@pytest.mark.parametrize("kind", EACH)
 def test_weights_are_the_policy_without_the_replay(kind, tmp_path):
     agent = agent_of(kind)
     learned(agent, "several", kind, 2)
@@ -94,7 +95,7 @@ def test_weights_are_the_policy_without_the_replay(kind, tmp_path):
         wider.load_state(str(tmp_path / "weights"))
 
 
-@pytest.mark.parametrize("kind", AGENTS)
+@pytest.mark.parametrize("kind", EACH)
 def test_averaging_and_perturbing_take_the_targets_along(kind, tmp_path):
     agents = [started(kind, seed) for seed in (1, 2)]
     for i, agent in enumerate(agents):
@@ -142,6 +143,7 @@ def test_modules_of_the_users_own(kind):
     assert not np.array_equal(agent._params[name]["out"]["bias"], before["out"]["bias"])
 
 
+@pytest.mark.slow
 def test_images_take_a_cnn():
     agent = FlaxDQNAgent((6, 6, 2), CHOICES, HyperparamSet({**HYPER, "learning_starts": 1}), hidden_sizes=(8, 8))
     images = np.random.default_rng(0).integers(0, 255, (4, 6, 6, 2)).astype(np.uint8)

@@ -217,6 +217,7 @@ def test_a_window_without_a_usable_row_changes_nothing():
         assert_same_bits([n.state_dict() for n in (agent.reward_normalizer, agent.obs_normalizer)], normalizers)
 
 
+@pytest.mark.slow
 def test_images_take_a_cnn():
     agent = FlaxPPOAgent((6, 6, 2), 2, HyperparamSet(dict(HYPER)), hidden_size=8)
     images = np.random.default_rng(0).integers(0, 255, (4, 6, 6, 2)).astype(np.uint8)

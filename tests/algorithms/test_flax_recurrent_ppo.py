@@ -32,7 +32,7 @@ from tests.runs import assert_same_bits
 
 SEEN = [
     *(pytest.param("discrete", "lstm", which, marks=() if which == "several" else pytest.mark.slow) for which in WHICH),
-    ("discrete", "gru", "several"),
+    pytest.param("discrete", "gru", "several", marks=pytest.mark.slow),
     pytest.param("continuous", "lstm", "several", marks=pytest.mark.slow),
 ]
 

@@ -130,6 +130,7 @@ def test_observations_are_normalised_as_while_acting():
     assert agent.obs_normalizer.rms.count > 70
 
 
+@pytest.mark.slow
 def test_images_take_a_cnn():
     agent = FlaxRecurrentPPOAgent((6, 6, 2), 2, HyperparamSet(dict(HYPER)), hidden_sizes=(8,), hidden_size=3)
     images = np.random.default_rng(0).integers(0, 255, (4, 6, 6, 2)).astype(np.uint8)

@@ -57,6 +57,7 @@ def test_every_algorithm_learns_from_it_and_no_score_sees_it(name):
     assert_same_bits(taken.novelty, learner.novelty)
 
 
+@pytest.mark.slow
 def test_nan_in_what_is_known_is_seen():
     algorithm = algorithm_of("dqn", rnd=True)
     learner, _ = run(algorithm, 1.0)

@@ -478,14 +478,14 @@ def recall_scores(name, settings, windows):
     return np.asarray(jax.jit(lambda keys: jax.lax.map(learn, keys))(jax.random.split(jax.random.key(0), SEEDS)))
 
 
-@pytest.mark.parametrize(
-    "cell", [pytest.param(cell, marks=pytest.mark.slow if cell == "gru" else ()) for cell in CELLS]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("cell", CELLS)
 def test_a_cue_is_recalled(cell):
     scores = recall_scores("recurrent_ppo", {"hidden_size": 16, "sequence_length": 8, "cell": cell}, WINDOWS)
     np.testing.assert_array_equal(scores, Recall.optimal_return)
 
 
+@pytest.mark.slow
 def test_without_memory_recalling_is_chance():
     scores = recall_scores("ppo", {}, 2 * WINDOWS)
     assert np.abs(scores).max() < 5 / 8, scores  # five standard errors of 64 coins: false alarm 2e-6

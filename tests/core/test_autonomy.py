@@ -186,6 +186,7 @@ def test_decisions_do_not_depend_on_the_unit_of_the_score(law, a, b):
     assert_same_bits(one.after.next_evaluation, two.after.next_evaluation)
 
 
+@pytest.mark.slow
 def test_a_margin_moves_with_the_unit():
     wide = dataclasses.replace(MARGIN, improvement_margin=32.0)
     one, two = play(MARGIN, streams()), play(wide, [8 * x - 100 for x in streams()])

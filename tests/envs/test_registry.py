@@ -140,9 +140,10 @@ assert plt.gcf().axes
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("before", "loaded"),
-    [("", []), pytest.param("import matplotlib", ["matplotlib"], marks=pytest.mark.slow)],
+    [("", []), ("import matplotlib", ["matplotlib"])],
     ids=["nothing loaded", "matplotlib loaded"],
 )
 def test_drawing_packages_are_left_out_and_still_work(before, loaded):

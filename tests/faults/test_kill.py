@@ -143,6 +143,7 @@ def run_crash_points(server: Server, path: Path, points: Iterable[int]) -> None:
     report("Death before each call that changes the disk", trials, failures, "two saves and more")
 
 
+@pytest.mark.slow
 def test_twenty_kills(server, tmp_path):
     run_kills(server, tmp_path / "run", 20)
 

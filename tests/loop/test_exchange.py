@@ -94,6 +94,7 @@ def test_it_is_compiled_once():
         run_windows(session, 4)
 
 
+@pytest.mark.slow
 def test_a_population_stops_as_one_and_the_reports_say_so():
     class Told(LoopCallback):
         dormant = 0
