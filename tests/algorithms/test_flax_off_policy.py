@@ -12,11 +12,11 @@ from tensor_optix.core.replay import Transitions
 from tensor_optix.core.types import HyperparamSet
 from tests.algorithms.off_policy_parts import (
     AGENTS,
-    EACH,
     CHOICES,
     COUNTS,
     DIMS,
     DISCRETE,
+    EACH,
     HIGH,
     HYPER,
     LOSSES,

@@ -19,9 +19,9 @@ from tensor_optix.optimizer import RLOptimizer
 from tensor_optix.pipeline import BatchPipeline
 from tests.algorithms.off_policy_parts import (
     AGENTS,
-    EACH,
     CHOICES,
     CONTINUOUS,
+    EACH,
     HYPER,
     OBS,
     Net,
