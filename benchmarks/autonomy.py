@@ -49,7 +49,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "rate": {"tune": ["learning_rate"]},
     "adaptive": {"tuner": "adaptive"},
     "shared": {"population": POPULATION, "exchange": {"rule": "spsa"}},
-    "pbt": {"population": POPULATION, "exchange": {"rule": "pbt", "quantile": 0.25}},
+    "pbt": {"population": POPULATION, "exchange": {"rule": "pbt", "every": 1, "quantile": 0.25}},
     "search": {"population": POPULATION, "exchange": {"rule": "pbt", "every": 10**6}},
 }
 STARTS = ("given", "random")
@@ -60,8 +60,10 @@ def run(env: str, method: str, start: str, seeds: int, share: float) -> list[flo
     """Scores [seeds] of one method on one environment."""
     import tensor_optix
     from tensor_optix import RunConfig
+    from tensor_optix.loop import runtime
     from tensor_optix.plan import make_plan
 
+    runtime.start()
     settings = dict(METHODS[method])
     steps = int(STEPS[env] * share) // settings.get("population", 1)
     members: dict[str, Any] = {"seeds": seeds}

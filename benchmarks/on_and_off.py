@@ -27,12 +27,14 @@ def main() -> None:
     from tensor_optix import train
     from tensor_optix.algorithms import registry
     from tensor_optix.envs import make
+    from tensor_optix.loop import runtime
     from tensor_optix.statistics import bootstrap_interval, interquartile_mean
 
     parser = arguments(__doc__ or "", timeout_s=7200.0)
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--presets", action="store_true", help="start from the environment's preset")
     args = parse(parser)
+    runtime.start()
     rows = []
     for name, (algorithm, env, steps, solved) in TASKS.items():
         given: dict[str, Any] = {}
