@@ -18,7 +18,7 @@ _PUBLIC = {
     # the compiled run
     "train": "tensor_optix.training",
     "resume": "tensor_optix.training",
-    "load_run": "tensor_optix.training",
+    "load_run": "tensor_optix.finished",
     "RunConfig": "tensor_optix.config",
     "ConfigError": "tensor_optix.config",
     "load_config": "tensor_optix.config",

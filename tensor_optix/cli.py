@@ -223,7 +223,7 @@ def _check_plot(path: str | None) -> None:
 
 def _evaluate(args: argparse.Namespace) -> int:
     from tensor_optix import cli_host
-    from tensor_optix.training import evaluate_run
+    from tensor_optix.finished import evaluate_run
 
     score = cli_host.evaluate if cli_host.is_host_run(args.run_dir) else evaluate_run
     facts = score(args.run_dir, episodes=args.episodes, seed=args.seed)

@@ -12,14 +12,14 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tensor_optix.core.backoff_scheduler import BackoffConfig
-from tensor_optix.core.backoff_shell import HOST_DEFAULT, BackoffScheduler
+from tensor_optix.core.backoff_shell import BackoffScheduler
 from tensor_optix.core.base_agent import BaseAgent
 from tensor_optix.core.base_evaluator import BaseEvaluator
 from tensor_optix.core.base_optimizer import BaseOptimizer
 from tensor_optix.core.base_pipeline import BasePipeline
 from tensor_optix.core.diagnostic_controller import DiagnosticController
 from tensor_optix.core.types import LoopState, PolicySnapshot
+from tensor_optix.host_defaults import rule_for, tuner_for
 from tensor_optix.loop.checkpoint_registry import CheckpointRegistry
 from tensor_optix.loop.events import LoopCallback
 from tensor_optix.loop.host import LoopController
@@ -28,7 +28,6 @@ from tensor_optix.loop.host_result import HostResult
 from tensor_optix.loop.host_run import SAVE_EVERY_S, HostRun
 from tensor_optix.loop.run_dir import RunDir
 from tensor_optix.loop.run_manifest import user_entries
-from tensor_optix.optimizers.spsa import SPSAOptimizer
 from tensor_optix.pipeline.batch import BatchPipeline
 from tensor_optix.pipeline.vector import VectorBatchPipeline
 from tensor_optix.trials.factories import made, made_agent
@@ -167,7 +166,7 @@ class RLOptimizer:
             "min_consecutive_degradations": min_consecutive_degradations,
         }
         self.scheduler = BackoffScheduler()
-        self.scheduler.configure(_rule(agent, self._scheduler_settings))
+        self.scheduler.configure(rule_for(agent, self._scheduler_settings))
         rules = {
             "loss_spike_factor": diag_loss_spike_factor,
             "entropy_floor": diag_entropy_floor,
@@ -275,7 +274,7 @@ class RLOptimizer:
         self._make_what_is_missing()
         assert self.agent is not None
         if self.optimizer is None:
-            self.optimizer = _default_tuner(self.agent)
+            self.optimizer = tuner_for(self.agent)
         directory, result = self._open_directory(), None
         keeper = HostRun(directory, self._max_snapshots, self._save_every, resuming=self._resume_from is not None)
         try:
@@ -316,7 +315,7 @@ class RLOptimizer:
             self.pipeline = made(make_pipeline, params)
         if self.agent is None and make_agent is not None:
             self.agent = made_agent(make_agent, params, self.pipeline)
-            self.scheduler.configure(_rule(self.agent, self._scheduler_settings))
+            self.scheduler.configure(rule_for(self.agent, self._scheduler_settings))
             if self._search is not None:
                 self._search.warm_start(self.agent)
         if self.val_pipeline is None and make_validation is not None:
@@ -410,35 +409,6 @@ def _maker(env: Any, n_envs: int) -> Callable[[], Any]:
     if n_envs > 1 and spec is None:
         raise TypeError(f"n_envs={n_envs} needs more of the environment: give a function that makes one instead of it")
     return lambda: gymnasium.make(spec)  # type: ignore[arg-type]
-
-
-def _rule(agent: BaseAgent | None, settings: Mapping[str, Any]) -> BackoffConfig:
-    """The measured rule, with what the caller gives in place of its parts, and what the agent's class wants."""
-    given = {name: value for name, value in settings.items() if value is not None}
-    if agent is not None and "min_evaluations_before_dormant" not in given:
-        given["min_evaluations_before_dormant"] = getattr(agent, "default_min_episodes_before_dormant", 0)
-    if agent is not None and not agent.is_on_policy:
-        given.setdefault("detect_degradation", False)  # a replay holds what other policies did
-    return BackoffConfig(**{**vars(HOST_DEFAULT), **given})
-
-
-def _default_tuner(agent: BaseAgent) -> SPSAOptimizer:
-    """SPSA within the bounds that the agent names, over those hyperparameters that it has.
-
-    Of those the ones in `default_tuned`, where the agent's class says which. A value outside the bounds was somebody's
-    choice: they are widened to hold it.
-    """
-    params = agent.get_hyperparams().params
-    named = {k: v for k, v in (getattr(agent, "default_param_bounds", None) or {}).items() if k in params}
-    tuned = getattr(agent, "default_tuned", named)
-    named = {name: bounds for name, bounds in named.items() if name in tuned}
-    log = {name for name in getattr(agent, "default_log_params", None) or () if name in named}
-    bounds = {}
-    for name, (low, high) in named.items():
-        value = float(params[name])
-        if name not in log or value > 0:
-            bounds[name] = (min(low, value), max(high, value))
-    return SPSAOptimizer(param_bounds=bounds, log_params=[name for name in log if name in bounds])
 
 
 def _one_of(name: str, given: Any, factory_name: str, factory: Any) -> None:

@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from tensor_optix.config import ConfigError, RunConfig, from_mapping
+from tensor_optix.config import ConfigError, RunConfig
 from tensor_optix.core.types import StopReason
 from tensor_optix.curves import CurveRecorder
+from tensor_optix.finished import NETWORKS, planned
 from tensor_optix.loop import runtime
 from tensor_optix.loop.events import CallbackList, LoopCallback, event_rows
 from tensor_optix.loop.run_dir import NoCheckpointError, RunDir, RunDirError
@@ -27,9 +28,6 @@ from tensor_optix.results import Lineage, TrainResult, member_result
 logger = logging.getLogger(__name__)
 
 SAVE_EVERY_S = 30.0  # seconds of training that a crash may cost
-
-
-_NETWORKS = "networks"  # in the manifest: the places that the user filled
 
 
 def train(
@@ -149,7 +147,7 @@ def run_config(
     plan = make_plan(run, env, networks)
     directory = None
     if run_dir is not None:
-        manifest = {"config": plan.run.to_dict(), "seeds": plan.run.seed_list(), _NETWORKS: sorted(networks or {})}
+        manifest = {"config": plan.run.to_dict(), "seeds": plan.run.seed_list(), NETWORKS: sorted(networks or {})}
         directory = RunDir.create(run_dir, manifest, overwrite=overwrite)
     with directory or contextlib.nullcontext():
         return _Run(plan, directory, callbacks, progress, save_every, block, began).run()
@@ -182,7 +180,7 @@ def resume(
                     "be given more"
                 )
             settings["total_steps"] = total_steps
-        plan = _planned(directory.manifest, settings, env, networks)
+        plan = planned(directory.manifest, settings, env, networks)
         run = _Run(plan, directory, callbacks, progress, save_every, block, began)
         run.restore()
         if total_steps is not None:
@@ -361,80 +359,12 @@ class _Run:
             result.notes.append(f"the result could not be saved: {error}")
 
 
-def load_run(run_dir: str | Path, env: Any = None, networks: Mapping[str, Any] | None = None) -> TrainResult:
-    """The result of a finished run, with its best policy. env, networks: as given to `train`, if they were objects."""
-    from tensor_optix.policy import Policy, from_named_arrays
-
-    runtime.start()
-    directory = RunDir.read(run_dir)
-    result = TrainResult.from_payload(*directory.load_result())
-    result.run_dir = str(run_dir)
-    plan = _planned(directory.manifest, directory.manifest["config"], env, networks)
-    arrays, _ = directory.load_policy()
-    algorithm = plan.program.algorithm
-    result.policy = Policy(algorithm, from_named_arrays(_policy_shapes(plan), arrays))
-    return result
-
-
-def evaluate_run(
-    run_dir: str | Path,
-    *,
-    episodes: int = 100,
-    seed: int = 0,
-    env: Any = None,
-    networks: Mapping[str, Any] | None = None,
-) -> dict[str, Any]:
-    """Score a run's best policy on fresh episodes.
-
-    Returns env, algorithm, seed of the training, episodes, score and its 95 % bootstrap interval, as JSON values.
-    """
-    import jax
-
-    from tensor_optix.statistics import bootstrap_interval
-
-    if episodes < 1:
-        raise ConfigError(f"episodes must be at least 1, got {episodes}")
-    result = load_run(run_dir, env, networks)
-    plan = make_plan(from_mapping(result.config), env, networks)
-    rollouts = jax.jit(plan.program.rollouts, static_argnums=2)
-    assert result.policy is not None
-    returns = np.asarray(rollouts(result.policy.params, jax.random.key(seed), episodes).returns, np.float64)
-    return {
-        "env": result.env,
-        "algorithm": result.algorithm,
-        "seed": result.best.seed,
-        "episodes": episodes,
-        "score": float(returns.mean()),
-        "score_interval": list(bootstrap_interval(returns)),
-    }
-
-
-def _planned(manifest: Mapping[str, Any], settings: Mapping[str, Any], env: Any, networks: Any) -> Plan:
-    """The plan of a run that is there already. ConfigError unless the networks it was started with are given."""
-    before, now = list(manifest.get(_NETWORKS, [])), sorted(networks or {})
-    if before != now:
-        raise ConfigError(
-            f"the run was started with networks of your own for {', '.join(before) or 'nothing'}, got some for "
-            f"{', '.join(now) or 'nothing'}: give the same again as networks=, from Python"
-        )
-    return make_plan(from_mapping(settings), env, networks)
-
-
 def _memory(plan: Plan) -> str:
     """What is about to be allocated for replays, in words; nothing where there are none."""
     each, count = plan.program.algorithm.replay_bytes(), len(plan.members)
     if not each:
         return ""
     return f", then {megabytes(each * count)} of replay" + (f" ({count} of {megabytes(each)})" if count > 1 else "")
-
-
-def _policy_shapes(plan: Plan) -> Any:
-    import jax
-    import jax.numpy as jnp
-
-    algorithm = plan.program.algorithm
-    hyper = {name: jnp.float32(value) for name, value in plan.members[0].hyper.items()}
-    return jax.eval_shape(lambda key: algorithm.policy(algorithm.init(key, hyper)), jax.random.key(0))
 
 
 def _member(tree: Any, index: int) -> Any:
@@ -448,4 +378,4 @@ def _name(env: Any) -> str:
     return name if isinstance(name, str) else getattr(env, "__name__", type(env).__name__)
 
 
-__all__ = ["ConfigError", "RunConfig", "evaluate_run", "load_run", "resume", "run_config", "train"]
+__all__ = ["ConfigError", "RunConfig", "resume", "run_config", "train"]

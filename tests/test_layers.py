@@ -33,8 +33,8 @@ LAYERS = [
     | {"default_networks"},
     {"adapters"},
     {"callbacks"},
-    {"training", "factory"},
-    {"optimizer", "orchestrator", "trials"},
+    {"finished", "training", "factory"},
+    {"host_defaults", "optimizer", "orchestrator", "trials"},
     {"building"},
     {"cli", "cli_host", "cli_request", "cli_tune", "__main__"},
 ]

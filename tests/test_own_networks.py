@@ -8,8 +8,9 @@ from flax import nnx
 
 from tensor_optix import train
 from tensor_optix.config import ConfigError, RunConfig
+from tensor_optix.finished import evaluate_run, load_run
 from tensor_optix.plan import make_plan
-from tensor_optix.training import evaluate_run, load_run, resume
+from tensor_optix.training import resume
 from tests.laws.test_algorithms import SMALL
 
 

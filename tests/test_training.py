@@ -13,11 +13,12 @@ import pytest
 from tensor_optix.config import ConfigError, from_mapping
 from tensor_optix.core.types import Event, StopReason
 from tensor_optix.envs.spaces import Box, Discrete
+from tensor_optix.finished import evaluate_run, load_run
 from tensor_optix.loop import session as session_module
 from tensor_optix.loop.events import LoopCallback
 from tensor_optix.loop.run_dir import RunDir, RunDirError
 from tensor_optix.plan import make_plan
-from tensor_optix.training import evaluate_run, load_run, resume, train
+from tensor_optix.training import resume, train
 from tests.runs import SMALL, assert_same_bits, session_of
 
 STEPS = 64  # of one window

@@ -6,18 +6,17 @@ does it by calling the agent, the registry and the callbacks.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from tensor_optix.core.autonomy import NO_LIMIT, AutonomyConfig, AutonomyState
+from tensor_optix.core.autonomy import NO_LIMIT, AutonomyConfig
 from tensor_optix.core.backoff_shell import HOST_DEFAULT, BackoffScheduler
 from tensor_optix.core.base_agent import BaseAgent
 from tensor_optix.core.base_evaluator import BaseEvaluator
@@ -44,22 +43,12 @@ from tensor_optix.loop.host_result import HostResult, closing_notes
 from tensor_optix.loop.host_state import put_back, stateful
 from tensor_optix.loop.hyperparams import Hyperparams
 from tensor_optix.loop.judging import Judge, smoothed
+from tensor_optix.loop.keeper import Keeper
+from tensor_optix.loop.optional_parts import call_if_there, release, set_up
 from tensor_optix.loop.signals import asking_on_signals
 from tensor_optix.loop.verbose import VerboseLog
 
 _log = logging.getLogger(__name__)
-
-
-class Keeper(Protocol):
-    """Keeps a run on disk; told by the controller when the state between two windows is whole."""
-
-    def begin(self) -> bool:
-        """Everything is set up. True: the state of an earlier run was put back."""
-
-    def between_windows(self) -> None: ...
-
-    def end(self, state: AutonomyState) -> None:
-        """The last window is over, and the brain's state is this; the best policy has not been put back yet."""
 
 
 class LoopController:
@@ -304,7 +293,8 @@ class LoopController:
         with self._hyperparams.others_may_change():
             self._tell(verdict, metrics, window)
         if verdict.rollback:
-            self._roll_back(verdict.reset_envs)
+            self._policies.put_back()
+            self._forget(verdict.reset_envs)
         stop = self.brain.stop_reason  # after the callbacks: one of them may have handled a DORMANT
         if self._stop_as is not None and stop in (StopReason.RUNNING, StopReason.CONVERGED):
             stop = self._conclude(self._stop_as)
@@ -354,10 +344,6 @@ class LoopController:
         self.brain.restore(state.replace(done=jnp.bool_(True), stop_reason=jnp.int32(reason)))
         return reason
 
-    def _roll_back(self, reset_envs: bool) -> None:
-        self._policies.put_back()
-        self._forget(reset_envs)
-
     def _forget(self, reset_envs: bool) -> None:
         """What was gathered under a discarded policy says nothing of the next one."""
         for part, method in (
@@ -366,9 +352,7 @@ class LoopController:
             (self.diagnostic_controller, "forget"),
             *([(self.pipeline, "reset")] if reset_envs else []),
         ):
-            optional = getattr(part, method, None)
-            if optional is not None:
-                optional()
+            call_if_there(part, method)
 
     def _tell(self, verdict: Verdict, metrics: EvalMetrics | None, window: int) -> None:
         """Callbacks in the order in which a compiled run tells them."""
@@ -442,13 +426,7 @@ class LoopController:
     # -- start and end -------------------------------------------------------------------------------------
 
     def _set_up(self) -> None:
-        self.pipeline.setup()
-        if self.val_pipeline is not None:
-            self.val_pipeline.setup()
-        for pipeline in (self.pipeline, self.val_pipeline):
-            set_agent = getattr(pipeline, "set_agent", None)
-            if set_agent is not None:
-                set_agent(self.agent)
+        set_up(self.agent, self.pipeline, self.val_pipeline)
         self._begun = True
         self._hand_over(self.callbacks.callbacks)
         self.callbacks.call("on_loop_start")
@@ -459,9 +437,7 @@ class LoopController:
 
     def _hand_over(self, callbacks: Sequence[Any]) -> None:
         for callback in callbacks:
-            set_loop = getattr(callback, "set_loop", None)
-            if set_loop is not None:
-                set_loop(self)
+            call_if_there(callback, "set_loop", self)
 
     def _tear_down(self) -> None:
         """The best policy comes back; sources are released, also after an error."""
@@ -469,7 +445,4 @@ class LoopController:
             if self.best_snapshot is not None:
                 self._policies.put_back()
         finally:
-            with contextlib.ExitStack() as stack:
-                for pipeline in (self.val_pipeline, self.pipeline):
-                    if pipeline is not None:
-                        stack.callback(pipeline.teardown)
+            release(self.pipeline, self.val_pipeline)

@@ -10,9 +10,10 @@ import time
 import jax
 import pytest
 
+from tensor_optix.finished import load_run
 from tensor_optix.loop.events import LoopCallback
 from tensor_optix.loop.run_dir import RunDir
-from tensor_optix.training import load_run, resume
+from tensor_optix.training import resume
 from tests.runs import SMALL
 
 ENDLESS = ["total_steps=1e9", "stop=false", "seeds=2", "eval_every=128", "eval_episodes=4", "final_episodes=4"]
