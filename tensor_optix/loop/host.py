@@ -182,7 +182,7 @@ class LoopController:
         """One more, called after the others, from now on."""
         self.callbacks.callbacks.append(callback)
         if self._begun:
-            self._hand_over([callback])
+            call_if_there(callback, "set_loop", self)
 
     def policy_changed(self) -> None:
         """Called by who put another policy into the agent: what was gathered under the old one says nothing of it."""
@@ -293,8 +293,7 @@ class LoopController:
         with self._hyperparams.others_may_change():
             self._tell(verdict, metrics, window)
         if verdict.rollback:
-            self._policies.put_back()
-            self._forget(verdict.reset_envs)
+            self._roll_back(verdict.reset_envs)
         stop = self.brain.stop_reason  # after the callbacks: one of them may have handled a DORMANT
         if self._stop_as is not None and stop in (StopReason.RUNNING, StopReason.CONVERGED):
             stop = self._conclude(self._stop_as)
@@ -343,6 +342,10 @@ class LoopController:
         state = self.brain.state
         self.brain.restore(state.replace(done=jnp.bool_(True), stop_reason=jnp.int32(reason)))
         return reason
+
+    def _roll_back(self, reset_envs: bool) -> None:
+        self._policies.put_back()
+        self._forget(reset_envs)
 
     def _forget(self, reset_envs: bool) -> None:
         """What was gathered under a discarded policy says nothing of the next one."""
@@ -428,16 +431,13 @@ class LoopController:
     def _set_up(self) -> None:
         set_up(self.agent, self.pipeline, self.val_pipeline)
         self._begun = True
-        self._hand_over(self.callbacks.callbacks)
+        for callback in self.callbacks.callbacks:
+            call_if_there(callback, "set_loop", self)
         self.callbacks.call("on_loop_start")
         if self._keeper is not None and self._keeper.begin():
             return
         self._policies.begin()
         self._hyperparams.begin()
-
-    def _hand_over(self, callbacks: Sequence[Any]) -> None:
-        for callback in callbacks:
-            call_if_there(callback, "set_loop", self)
 
     def _tear_down(self) -> None:
         """The best policy comes back; sources are released, also after an error."""

@@ -30,7 +30,7 @@ class BackoffState(ProbeState):
 
 
 @dataclass(frozen=True)
-class Backoff:
+class Backoff(probes.ProbeTuner[BackoffState]):
     """Sign-only steps of one coordinate at a time; a `core.base_optimizer.Tuner`.
 
     Lengths are in units of a hyperparameter's range. Defaults are measured by `benchmarks/tuning.py`. A visit is a
@@ -89,20 +89,9 @@ class Backoff:
         """bool []: always, unless there is nothing to tune."""
         return jnp.bool_(state.centre.size > 0)
 
-    def centre(self, state: BackoffState) -> jax.Array:
-        return state.centre
-
     def recentre(self, state: BackoffState, x: jax.Array) -> BackoffState:
         """Begins a new cycle around `x`, float32 [D]. Steps are kept, the better sides are not."""
         return self.take_over(state.replace(side=jnp.zeros_like(state.side)), x)
-
-    def take_over(self, state: BackoffState, x: jax.Array) -> BackoffState:
-        """`recentre` where nothing was rolled back, and another tuner had acted: all that was learned is kept."""
-        return probes.next_cycle(state.replace(centre=jnp.clip(x.astype(jnp.float32), _ZERO, _ONE)))
-
-    def observe(self, state: BackoffState, score: jax.Array, noise: jax.Array, valid: jax.Array) -> BackoffState:
-        """Credits the score of the period that has just ended to the probe that acted in it; see `Tuner.observe`."""
-        return self.hear(state, state.centre, score, noise, valid, True)
 
     def hear(
         self,

@@ -31,7 +31,7 @@ class MomentumState(ScaledProbeState):
 
 
 @dataclass(frozen=True)
-class Momentum:
+class Momentum(probes.ProbeTuner[MomentumState]):
     """One coordinate at a time, in the direction of its averaged slope; a `core.base_optimizer.Tuner`.
 
     Lengths are in units of a hyperparameter's range. Defaults are measured by `benchmarks/tuning.py`. One step costs
@@ -86,20 +86,9 @@ class Momentum:
         """bool []: always, unless there is nothing to tune."""
         return jnp.bool_(state.centre.size > 0)
 
-    def centre(self, state: MomentumState) -> jax.Array:
-        return state.centre
-
     def recentre(self, state: MomentumState, x: jax.Array) -> MomentumState:
         """Begins a new cycle around `x`, float32 [D]. Scales are kept, the mean slopes are not."""
         return self.take_over(state.replace(slope=jnp.zeros_like(state.slope)), x)
-
-    def take_over(self, state: MomentumState, x: jax.Array) -> MomentumState:
-        """`recentre` where nothing was rolled back, and another tuner had acted: all that was learned is kept."""
-        return probes.next_cycle(state.replace(centre=jnp.clip(x.astype(jnp.float32), _ZERO, _ONE)))
-
-    def observe(self, state: MomentumState, score: jax.Array, noise: jax.Array, valid: jax.Array) -> MomentumState:
-        """Credits the score of the period that has just ended to the probe that acted in it; see `Tuner.observe`."""
-        return self.hear(state, state.centre, score, noise, valid, True)
 
     def hear(
         self,

@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import fields
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -56,6 +56,28 @@ class ScaledProbeState(ProbeState):
 
 State = TypeVar("State", bound=ProbeState)
 ScaledState = TypeVar("ScaledState", bound=ScaledProbeState)
+
+
+class ProbeTuner(Generic[State]):
+    """What the tuners that compare two settings do alike; the rest of a `Tuner` is each one's own."""
+
+    def hear(
+        self, state: State, x: jax.Array, score: jax.Array, noise: jax.Array, valid: jax.Array, mine: jax.Array | bool
+    ) -> State:
+        """`observe` where `mine`; else somebody else's `x` acted, and only the scale of contrasts is learned."""
+        raise NotImplementedError
+
+    def centre(self, state: State) -> jax.Array:
+        """float32 [D]: the best known setting, which probes surround."""
+        return state.centre
+
+    def take_over(self, state: State, x: jax.Array) -> State:
+        """`recentre` where nothing was rolled back, and another tuner had acted: all that was learned is kept."""
+        return next_cycle(state.replace(centre=jnp.clip(x.astype(jnp.float32), _ZERO, _ONE)))
+
+    def observe(self, state: State, score: jax.Array, noise: jax.Array, valid: jax.Array) -> State:
+        """Credits the score of the period that has just ended to the probe that acted in it; see `Tuner.observe`."""
+        return self.hear(state, state.centre, score, noise, valid, True)
 
 
 def initial(space: SearchSpace, x0: jax.Array) -> dict[str, jax.Array]:

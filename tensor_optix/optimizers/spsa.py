@@ -43,7 +43,7 @@ class SPSAState(ScaledProbeState):
 
 
 @dataclass(frozen=True)
-class SPSA:
+class SPSA(probes.ProbeTuner[SPSAState]):
     """Simultaneous perturbation stochastic approximation for a drifting, noisy score; a `core.base_optimizer.Tuner`.
 
     Lengths are in units of a hyperparameter's range. Defaults are measured by `benchmarks/tuning.py`.
@@ -126,20 +126,9 @@ class SPSA:
         """bool []: a probe is in force; without `commit` always, unless there is nothing to tune."""
         return (state.phase < probes.PROBES) & (state.centre.size > 0)
 
-    def centre(self, state: SPSAState) -> jax.Array:
-        return state.centre
-
     def recentre(self, state: SPSAState, x: jax.Array) -> SPSAState:
         """Begins a new cycle around `x`, float32 [D]. Scales and gains are kept, the gradient's memory is not."""
         return self.take_over(state.replace(momentum=jnp.zeros_like(state.momentum)), x)
-
-    def take_over(self, state: SPSAState, x: jax.Array) -> SPSAState:
-        """`recentre` where nothing was rolled back, and another tuner had acted: all that was learned is kept."""
-        return probes.next_cycle(state.replace(centre=jnp.clip(x.astype(jnp.float32), _ZERO, _ONE)))
-
-    def observe(self, state: SPSAState, score: jax.Array, noise: jax.Array, valid: jax.Array) -> SPSAState:
-        """Credits the score of the period that has just ended to the probe that acted in it; see `Tuner.observe`."""
-        return self.hear(state, state.centre, score, noise, valid, True)
 
     def hear(
         self,
