@@ -38,7 +38,7 @@ def session_of(env: str, members: int, steps: int, every: int | None) -> Any:
         devices=jax.local_devices(),
         block=default_block(jax.default_backend()),
         max_windows=plan.max_windows,
-        exchanger=plan.exchanger,
+        meeting=plan.meeting,
     )
     session.compile()
     return session

@@ -96,6 +96,9 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--population", type=_whole, metavar="N", help="members of each seed that learn side by side and exchange"
     )
+    parser.add_argument(
+        "--max-spawns", type=_whole, metavar="N", help="variants that a seed may make of its best policy"
+    )
     parser.add_argument("--no-tune", action="store_true", help="leave the hyperparameters as they are")
     parser.add_argument("--no-stop", action="store_true", help="use the whole budget even after convergence")
     parser.add_argument(

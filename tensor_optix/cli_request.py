@@ -29,6 +29,7 @@ def requested(args: argparse.Namespace) -> RunConfig | TrainConfig:
         "algorithm": args.algorithm,
         "target_score": args.target,
         "population": args.population,
+        "max_spawns": args.max_spawns,
         "tune": False if args.no_tune else None,
         "stop": False if args.no_stop else None,
     }

@@ -51,6 +51,8 @@ class RunConfig:
     variants: list[dict[str, float]] = field(default_factory=list)  # hyperparameters by variant: seeds x variants run
     population: int = 1  # members of each seed (and variant) that learn side by side and exchange
     exchange: dict[str, Any] = field(default_factory=dict)  # how: {"rule": "pbt" or "spsa", and the rule's settings}
+    max_spawns: int = 0  # variants of its best policy that each seed may make when learning stands still
+    evolution: dict[str, Any] = field(default_factory=dict)  # how: settings of `evolution.spawning.SpawnConfig`
     search_space: dict[str, Any] = field(default_factory=dict)  # name -> (low, high) or (scale, low, high)
     autonomy: dict[str, Any] = field(default_factory=dict)  # scheduler, tuner and roll-back settings
     eval_every: int | None = None  # environment steps of a member between evaluations
@@ -185,7 +187,8 @@ def _check(run: RunConfig) -> None:
         if getattr(run, name) is not None or name == "final_episodes":
             setattr(run, name, whole(name, getattr(run, name)))
     run.population = whole("population", run.population)
-    for name in ("config", "hyperparams", "search_space", "autonomy", "exchange"):
+    run.max_spawns = whole("max_spawns", run.max_spawns, least=0)
+    for name in ("config", "hyperparams", "search_space", "autonomy", "exchange", "evolution"):
         if not isinstance(getattr(run, name), dict):
             raise ConfigError(f"{name} must be a mapping of names to values, got {getattr(run, name)!r}")
     if not isinstance(run.variants, list) or not all(isinstance(v, dict) for v in run.variants):
@@ -193,6 +196,15 @@ def _check(run: RunConfig) -> None:
     check_shared(run)
     if run.population == 1 and run.exchange:
         raise ConfigError(f"exchange={run.exchange!r} is between members of a population: set population to 2 or more")
+    if run.evolution and not run.max_spawns:
+        raise ConfigError(f"evolution={run.evolution!r} says how variants are spawned: set max_spawns to 1 or more")
+    if run.max_spawns and run.population > 1:
+        raise ConfigError(
+            f"max_spawns={run.max_spawns} and population={run.population}: variants are spawned of one learner, and "
+            "members of a population learn side by side from the start; take one of the two out"
+        )
+    if run.max_spawns and not run.stop:
+        raise ConfigError("variants are spawned when learning stands still: set stop to true, or max_spawns to 0")
     if run.population > 1 and run.tune is False:
         raise ConfigError("a population tunes hyperparameters by its exchanges: set tune to true, or population to 1")
     for values in (run.hyperparams, *run.variants):

@@ -5,6 +5,7 @@ Imports matplotlib; only `TrainResult.plot` imports this module. No pyplot: no w
 
 from __future__ import annotations
 
+import dataclasses
 import io
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -71,16 +72,19 @@ class NotebookFigure(Figure):
 
 def training_figure(result: TrainResult) -> Figure:
     """Draw `result`. Members that stopped early hold their kept best (dashed) after a marker of why they stopped."""
+    result, starts = _one_after_the_other(result)
     tuned = tuned_hyperparams([member.curve for member in result.members])
-    heights = [3.4, *([0.85] * len(tuned)), _states_height(len(result.members))]
+    lived = [i for i, member in enumerate(result.members) if member.stop_reason != StopReason.UNSPAWNED]
+    heights = [3.4, *([0.85] * len(tuned)), _states_height(len(lived))]
     with matplotlib.rc_context(_STYLE):
         figure = NotebookFigure(figsize=(9.0, sum(heights) + 1.5), layout="constrained")
         axes = figure.subplots(len(heights), 1, sharex=True, height_ratios=heights, squeeze=False)[:, 0]
         _draw_scores(axes[0], result)
         for axis, name in zip(axes[1:-1], tuned, strict=True):
             _draw_hyperparam(axis, result, name)
-        handles = _draw_states(axes[-1], result.members)
-        axes[-1].set_xlabel("environment steps of each member")
+        handles = _draw_states(axes[-1], [result.members[i] for i in lived], starts[lived])
+        whose = "seed with its variants" if result.max_spawns else "member"
+        axes[-1].set_xlabel(f"environment steps of each {whose}")
         axes[-1].xaxis.set_major_formatter(EngFormatter(sep=""))
         axes[-1].set_xlim(0, max((member.env_steps for member in result.members), default=0) * 1.015 or 1)
         for axis in axes[:-1]:
@@ -88,6 +92,24 @@ def training_figure(result: TrainResult) -> Figure:
         figure.align_ylabels(axes)
         figure.legend(handles=handles, loc="outside lower center", ncols=len(handles) or 1, frameon=False, fontsize=8.5)
     return figure
+
+
+def _one_after_the_other(result: TrainResult) -> tuple[TrainResult, np.ndarray]:
+    """The result with every variant moved to where it was spawned, and those places [M] in environment steps."""
+    starts = np.zeros(len(result.members), np.int64)
+    if not result.max_spawns or result.lineage is None:
+        return result, starts
+    per_window = max((m.env_steps // m.windows for m in result.members if m.windows), default=0)
+    windows = np.zeros_like(starts)
+    for window, parents in zip(result.lineage.window, result.lineage.parents, strict=True):
+        windows[parents != np.arange(len(parents))] = window
+    starts = windows * per_window
+    members = []
+    for member, window, start in zip(result.members, windows, starts, strict=True):
+        curve = member.curve
+        moved = dataclasses.replace(curve, window=curve.window + window, env_steps=curve.env_steps + start)
+        members.append(dataclasses.replace(member, curve=moved, env_steps=int(member.env_steps + start)))
+    return dataclasses.replace(result, members=members), starts
 
 
 def tuned_hyperparams(curves: Sequence[Curve]) -> list[str]:
@@ -136,8 +158,8 @@ def _draw_scores(axis: Axes, result: TrainResult) -> None:
     if not grid.size:
         axis.text(0.5, 0.5, "no finite score", transform=axis.transAxes, ha="center", color=_MUTED)
         return
-    handles = _draw_members(axis, members)
-    if len(rows) > 1:
+    handles = _draw_members(axis, members, 0.6 if result.max_spawns else 0.16)
+    if len(rows) > 1 and not result.max_spawns:
         label = f"interquartile mean of {len(rows)}, 95 % band"
         handles[:0] = axis.plot(grid, interquartile_mean(rows, axis=0), color=_ACCENT, lw=2.2, zorder=3, label=label)
         axis.fill_between(grid, *_band(rows), color=_ACCENT, alpha=0.2, lw=0, zorder=2)
@@ -149,11 +171,11 @@ def _draw_scores(axis: Axes, result: TrainResult) -> None:
         axis.set_title(final, loc="right", fontsize=9.5, color=_MUTED)
 
 
-def _draw_members(axis: Axes, members: Sequence[MemberResult]) -> list[Line2D]:
+def _draw_members(axis: Axes, members: Sequence[MemberResult], faintest: float) -> list[Line2D]:
     """Each member's scores, and where it stopped at the score of the policy it kept. Returns the legend's handles."""
     n = len(members)
     end = max(member.env_steps for member in members)
-    colour, width, alpha = (_ACCENT, 1.6, 1.0) if n == 1 else (_THIN, 0.9, float(np.clip(3.0 / n, 0.16, 0.75)))
+    colour, width, alpha = (_ACCENT, 1.6, 1.0) if n == 1 else (_THIN, 0.9, float(np.clip(3.0 / n, faintest, 0.75)))
     held_style: dict[str, Any] = {"color": _MUTED, "lw": 0.7, "ls": (0, (4, 3))}
     handles: dict[str, Line2D] = {}
     for member in members:
@@ -251,7 +273,7 @@ def _states_height(n_members: int) -> float:
     return float(np.clip(0.15 * n_members, 0.4, 2.4))
 
 
-def _draw_states(axis: Axes, members: Sequence[MemberResult]) -> list[Line2D | Patch]:
+def _draw_states(axis: Axes, members: Sequence[MemberResult], starts: np.ndarray) -> list[Line2D | Patch]:
     """One row per member, coloured by loop state; marks for new bests, roll-backs and non-finite values.
 
     Returns the handles of what occurs.
@@ -261,7 +283,7 @@ def _draw_states(axis: Axes, members: Sequence[MemberResult]) -> list[Line2D | P
     seen: set[LoopState] = set()
     happened = 0
     for y, member in enumerate(members):
-        spans, states = _state_spans(member)
+        spans, states = _state_spans(member, float(starts[y]))
         seen |= set(states)
         colours = [_STATE_COLOURS[state] for state in states]
         axis.broken_barh(spans, (y - 0.5, 0.92 if n <= 24 else 1.0), facecolors=colours, lw=0)
@@ -286,10 +308,10 @@ def _draw_states(axis: Axes, members: Sequence[MemberResult]) -> list[Line2D | P
     return handles
 
 
-def _state_spans(member: MemberResult) -> tuple[list[tuple[float, float]], list[LoopState]]:
+def _state_spans(member: MemberResult, start: float = 0.0) -> tuple[list[tuple[float, float]], list[LoopState]]:
     """(start, width) and state of the stretches of equal state: a state holds from its evaluation to the next."""
     states = np.concatenate([[LoopState.ACTIVE], member.curve.state]).astype(int)
-    borders = np.concatenate([[0], member.curve.env_steps]).astype(float)
+    borders = np.concatenate([[start], member.curve.env_steps]).astype(float)
     changes = np.flatnonzero(np.diff(states, prepend=-1))
     starts = borders[changes]
     widths = np.diff(starts, append=max(float(member.env_steps), starts[-1]))

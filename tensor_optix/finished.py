@@ -10,7 +10,7 @@ import numpy as np
 
 from tensor_optix.config import ConfigError, from_mapping
 from tensor_optix.loop import runtime
-from tensor_optix.loop.run_dir import RunDir
+from tensor_optix.loop.run_dir import ENSEMBLE, RunDir
 from tensor_optix.plan import Plan, make_plan
 from tensor_optix.results import TrainResult
 
@@ -19,6 +19,9 @@ NETWORKS = "networks"  # in the manifest: the places that the user filled
 
 def load_run(run_dir: str | Path, env: Any = None, networks: Mapping[str, Any] | None = None) -> TrainResult:
     """The result of a finished run, with its best policy. env, networks: as given to `train`, if they were objects."""
+    import jax
+
+    from tensor_optix.evolution.ensemble_policy import Ensemble, EnsembleParams
     from tensor_optix.policy import Policy, from_named_arrays
 
     runtime.start()
@@ -28,7 +31,14 @@ def load_run(run_dir: str | Path, env: Any = None, networks: Mapping[str, Any] |
     plan = planned(directory.manifest, directory.manifest["config"], env, networks)
     arrays, _ = directory.load_policy()
     algorithm = plan.program.algorithm
-    result.policy = Policy(algorithm, from_named_arrays(_policy_shapes(plan), arrays))
+    shapes = _policy_shapes(plan)
+    result.policy = Policy(algorithm, from_named_arrays(shapes, arrays))
+    if result.max_spawns:
+        arrays, _ = directory.load_policy(ENSEMBLE)
+        size = result.population
+        stacked = jax.tree.map(lambda x: jax.ShapeDtypeStruct((size, *x.shape), x.dtype), shapes)
+        template = jax.eval_shape(EnsembleParams, stacked, jax.ShapeDtypeStruct((size,), np.float32))
+        result.ensemble = Policy(Ensemble(algorithm, size), from_named_arrays(template, arrays))
     return result
 
 

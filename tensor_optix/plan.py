@@ -16,9 +16,12 @@ from tensor_optix.core.backoff_scheduler import BackoffConfig
 from tensor_optix.core.search_space import SearchSpace, search_space
 from tensor_optix.envs.vector import VectorEnv
 from tensor_optix.evolution.population import RULES
+from tensor_optix.evolution.spawning import SpawnConfig
 from tensor_optix.loop.compiled import Program
 from tensor_optix.loop.exchange import Exchanger
+from tensor_optix.loop.meeting import Meeting
 from tensor_optix.loop.session import MemberSpec
+from tensor_optix.loop.spawner import Spawner
 from tensor_optix.networks.own import own_networks
 
 DEFAULT_TOTAL_STEPS = 10_000_000  # environment steps of one member
@@ -37,7 +40,7 @@ class Plan:
     max_windows: int
     target_score: float
     space: SearchSpace
-    exchanger: Exchanger | None = None  # of a run of populations
+    meeting: Meeting | None = None  # of a run of populations, or of one that spawns
 
 
 def make_plan(run: RunConfig, env: Any = None, networks: Mapping[str, Any] | None = None) -> Plan:
@@ -81,9 +84,12 @@ def make_plan(run: RunConfig, env: Any = None, networks: Mapping[str, Any] | Non
     space = _space(algorithm, run, hyper)
     run = _filled(run, chosen, algorithm, vector, hyper[0] if not run.variants else None)
     brain = _brain(run, space, algorithm.steps_per_window)
-    exchanger = None
-    if run.population > 1:
-        exchanger = _exchanger(run, space, brain)
+    meeting: Meeting | None = None
+    if run.max_spawns:
+        meeting = spawner = _spawner(run, algorithm, hyper, brain)
+        space = spawner.space
+    elif run.population > 1:
+        meeting = _exchanger(run, space, brain)
         # Its members learn on while the population does; what they take next is the exchange's choice.
         brain = dataclasses.replace(brain, tuner=None, space=search_space({}), stop_on_convergence=False)
     assert run.eval_episodes is not None
@@ -93,7 +99,7 @@ def make_plan(run: RunConfig, env: Any = None, networks: Mapping[str, Any] | Non
     max_windows = -(-run.total_steps // algorithm.steps_per_window)
     if max_windows >= NO_LIMIT:
         raise ConfigError(f"total_steps={run.total_steps} is more than {NO_LIMIT} windows of this algorithm")
-    size = run.population  # the members of one population stand together
+    size = 1 if meeting is None else meeting.size  # the members of one group stand together
     members = [
         MemberSpec(seed, size * v + k, values)
         for v, values in enumerate(hyper)
@@ -101,7 +107,7 @@ def make_plan(run: RunConfig, env: Any = None, networks: Mapping[str, Any] | Non
         for k in range(size)
     ]
     target = math.inf if run.target_score is None else float(run.target_score)
-    return Plan(run, program, members, max_windows, target, space, exchanger)
+    return Plan(run, program, members, max_windows, target, space, meeting)
 
 
 def _fitting(env: VectorEnv) -> list[str]:
@@ -250,19 +256,34 @@ def _exchanger(run: RunConfig, space: SearchSpace, brain: AutonomyConfig) -> Exc
         raise ConfigError(unknown("exchange rule", str(name), RULES))
     if space.dim == 0:
         raise ConfigError(f"{run.algorithm} has nothing to tune: give search_space, or set population to 1")
-    kind = RULES[name]
-    knobs = {f.name: f.default for f in dataclasses.fields(kind) if isinstance(f.default, int | float | str)}
-    for setting in settings:
-        if setting not in knobs:
-            raise ConfigError(unknown(f"setting of the exchange rule {name}", setting, knobs))
-    try:
-        rule = kind(**{setting: _converted(setting, value, knobs[setting]) for setting, value in settings.items()})
-    except ValueError as error:
-        raise ConfigError(str(error)) from None
+    rule = _made(RULES[name], settings, f"setting of the exchange rule {name}")
     # It is told of every evaluation, so that it counts in evaluations.
     scheduler = dataclasses.replace(brain.scheduler, base_interval=1, max_interval=1)
     copy_replay = bool(getattr(rule, "copy_replay", False))
     return Exchanger(rule, run.population, space, scheduler, run.stop, copy_replay)
+
+
+def _spawner(run: RunConfig, algorithm: Any, hyper: list[dict[str, float]], brain: AutonomyConfig) -> Spawner:
+    """How this run spawns variants: they differ in all that the algorithm names, unless the caller names less."""
+    config = _made(SpawnConfig, {**run.evolution, "max_spawns": run.max_spawns}, "evolution setting")
+    if config.window > brain.scheduler.capacity:
+        raise ConfigError(
+            f"evolution.window is {config.window} evaluations, and {brain.scheduler.capacity} are remembered: give no "
+            "more, or raise autonomy.dormant_threshold"
+        )
+    return Spawner(config, _space(algorithm, run, hyper))
+
+
+def _made(kind: Any, settings: Mapping[str, Any], what: str) -> Any:
+    """A frozen config from plain values."""
+    knobs = {f.name: f.default for f in dataclasses.fields(kind) if isinstance(f.default, int | float | str)}
+    for setting in settings:
+        if setting not in knobs:
+            raise ConfigError(unknown(what, setting, knobs))
+    try:
+        return kind(**{setting: _converted(setting, value, knobs[setting]) for setting, value in settings.items()})
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
 
 
 _BRAIN_SETTINGS = ("rollback_on_degradation", "improvement_margin", "target_patience", "max_faults")

@@ -57,7 +57,10 @@ def text_report(result: TrainResult) -> str:
     variants = len({member.variant // result.population for member in result.members})
     title = f"{result.env}, {result.algorithm}, {_plural(n, 'member' if variants > 1 else 'seed')}"
     header, rows, summary = _cells(result)
-    title += f", a population of {result.population} each" if result.population > 1 else ""
+    if result.max_spawns:
+        title += f", each with up to {_plural(result.max_spawns, 'variant')} of its best policy"
+    elif result.population > 1:
+        title += f", a population of {result.population} each"
     lines = [title + (f" ({variants} variants)" if variants > 1 else ""), "", *_aligned([header, *rows, summary])]
     lines += ["", *_remarks(result), _times(result), *_stop_sentences(result.members)]
     lines += [f"note: {note}" for note in result.notes]
@@ -133,7 +136,13 @@ def _remarks(result: TrainResult) -> list[str]:
     """What must be known to read the interval."""
     scored = sum(math.isfinite(member.score) for member in result.finalists)
     remarks = []
-    if result.population > 1:
+    if result.max_spawns:
+        made = 0 if result.lineage is None else int(result.lineage.copies.sum())
+        remarks.append(
+            f"each score is of the member with the best score in training; {_plural(made, 'variant')} spawned"
+        )
+        remarks += _ensembles(result)
+    elif result.population > 1:
         copies = 0 if result.lineage is None else int(result.lineage.copies.sum())
         remarks.append(
             f"each score is of the one of {result.population} members with the best score in training; "
@@ -144,6 +153,17 @@ def _remarks(result: TrainResult) -> list[str]:
     if scored < len(result.finalists):
         remarks.append(f"{_plural(len(result.finalists) - scored, 'member')} without a score left out of the IQM")
     return remarks
+
+
+def _ensembles(result: TrainResult) -> list[str]:
+    """How the policies of a seed do as one."""
+    scores = [ensemble.score for ensemble in result.ensembles if math.isfinite(ensemble.score)]
+    if not scores:
+        return []
+    shape = number_format(scores)
+    listed = ", ".join(_number(score, shape) for score in scores[:_MAX_ROWS])
+    more = f", and {len(scores) - _MAX_ROWS} more" if len(scores) > _MAX_ROWS else ""
+    return [f"all policies of a seed as one (result.ensembles), other fresh episodes: {listed}{more}"]
 
 
 def _times(result: TrainResult) -> str:

@@ -14,6 +14,7 @@ import numpy as np
 
 from tensor_optix.core.types import StopReason
 from tensor_optix.curves import Curve, CurveRecorder, best_hyperparams, pack_curves, unpack_curves
+from tensor_optix.ensembles import EnsembleResult
 from tensor_optix.lineage import Lineage
 from tensor_optix.reporting import html_report, text_report
 from tensor_optix.statistics import bootstrap_interval, interquartile_mean, mean
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
     from tensor_optix.policy import Policy
 
-__all__ = ["Curve", "CurveRecorder", "Lineage", "MemberResult", "TrainResult", "member_result"]
+__all__ = ["Curve", "CurveRecorder", "EnsembleResult", "Lineage", "MemberResult", "TrainResult", "member_result"]
 
 _FORMAT = 1  # version of the payload
 _JSON, _ARRAYS = "result.json", "result.npz"
@@ -83,12 +84,19 @@ class TrainResult:
     notes: list[str] = field(default_factory=list)
     log_hyperparams: tuple[str, ...] = ()  # tuned on a logarithmic scale: drawn so
     policy: Policy | None = None  # the best member's; not saved here
-    lineage: Lineage | None = None  # who copied whom, in a run of populations
+    lineage: Lineage | None = None  # who copied whom, in a run of populations or of variants
+    ensembles: list[EnsembleResult] = field(default_factory=list)  # one a seed, where variants may be spawned
+    ensemble: Policy | None = None  # the one of them with the highest score, as one policy; not saved here
+
+    @property
+    def max_spawns(self) -> int:
+        """Variants that each seed might spawn."""
+        return int(self.config.get("max_spawns", 0))
 
     @property
     def population(self) -> int:
-        """Members of one population; 1: they learned alone."""
-        return int(self.config.get("population", 1))
+        """Members of one population, or of a seed and its variants; 1: they learned alone."""
+        return 1 + self.max_spawns if self.max_spawns else int(self.config.get("population", 1))
 
     @property
     def finalists(self) -> list[MemberResult]:
@@ -194,6 +202,8 @@ class TrainResult:
             "wall_s": self.wall_s,
             "run_dir": self.run_dir,
         }
+        if self.ensembles:
+            payload["ensembles"] = [ensemble.to_row() for ensemble in self.ensembles]
         return {name: _json_safe(value) for name, value in payload.items()}
 
     def to_payload(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
@@ -208,6 +218,8 @@ class TrainResult:
         payload |= {"log_hyperparams": list(self.log_hyperparams), "members": rows}
         arrays = {f"curve/{name}": c for name, c in pack_curves([m.curve for m in self.members]).items()}
         arrays["returns"] = np.concatenate([np.zeros(0), *(m.returns for m in self.members)])
+        payload["ensembles"] = [ensemble.to_row() for ensemble in self.ensembles]
+        arrays["ensemble_returns"] = np.concatenate([np.zeros(0), *(e.returns for e in self.ensembles)])
         if self.lineage is not None:
             arrays |= {"lineage/window": self.lineage.window, "lineage/parents": self.lineage.parents}
         return _json_safe(payload), arrays
@@ -226,6 +238,10 @@ class TrainResult:
         returns = np.split(arrays["returns"], np.cumsum([row["episodes"] for row in rows]))
         members = [_member_from(row, r, c) for row, r, c in zip(rows, returns, curves, strict=False)]
         values |= {"members": members, "log_hyperparams": tuple(values["log_hyperparams"])}
+        rows = values.pop("ensembles", [])
+        if rows:
+            returns = np.split(arrays["ensemble_returns"], np.cumsum([row["episodes"] for row in rows]))
+            values["ensembles"] = [EnsembleResult.from_row(row, r) for row, r in zip(rows, returns, strict=False)]
         if "lineage/window" in arrays:
             values["lineage"] = Lineage(arrays["lineage/window"], arrays["lineage/parents"])
         return cls(**values)

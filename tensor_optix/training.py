@@ -18,8 +18,8 @@ from tensor_optix.curves import CurveRecorder
 from tensor_optix.finished import NETWORKS, planned
 from tensor_optix.loop import runtime
 from tensor_optix.loop.events import CallbackList, LoopCallback, event_rows
-from tensor_optix.loop.run_dir import NoCheckpointError, RunDir, RunDirError
-from tensor_optix.loop.session import Copies
+from tensor_optix.loop.meeting import Copies
+from tensor_optix.loop.run_dir import ENSEMBLE, NoCheckpointError, RunDir, RunDirError
 from tensor_optix.loop.signals import asking_on_signals
 from tensor_optix.plan import Plan, make_plan
 from tensor_optix.reporting import megabytes
@@ -45,6 +45,8 @@ def train(
     variants: Sequence[Mapping[str, float]] = (),
     population: int = 1,
     exchange: Mapping[str, Any] | None = None,
+    max_spawns: int = 0,
+    evolution: Mapping[str, Any] | None = None,
     networks: Mapping[str, Any] | None = None,
     search_space: Mapping[str, Any] | None = None,
     autonomy: Mapping[str, Any] | None = None,
@@ -77,6 +79,10 @@ def train(
             of the best. A seed's result is then its best member's. The budget is each member's.
         exchange: how they do: {"rule": "pbt"} with settings of `evolution.population.PopulationPBT`, or
             {"rule": "spsa"}: one vector of hyperparameters for all, with a slope averaged over them.
+        max_spawns: variants of its best policy that each seed may make. Where learning has come to a plateau the next
+            one is spawned instead of stopping; `total_steps` is then the budget of a seed with its variants. In the
+            end all of them act as one policy, too: `result.ensemble`.
+        evolution: how they are spawned: settings of `evolution.spawning.SpawnConfig`.
         networks: modules of your own in the algorithm's places, {"actor": make}, where make(rngs) gives an nnx.Module.
             hidden_sizes and activation are for the places that are left.
         search_space: bounds of the tuned hyperparameters: name -> (low, high) or ("log", low, high).
@@ -109,6 +115,8 @@ def train(
         variants=[dict(variant) for variant in variants],
         population=population,
         exchange=dict(exchange or {}),
+        max_spawns=max_spawns,
+        evolution=dict(evolution or {}),
         search_space=dict(search_space or {}),
         autonomy=dict(autonomy or {}),
         eval_every=eval_every,
@@ -221,7 +229,7 @@ class _Run:
             max_windows=plan.max_windows,
             target_score=plan.target_score,
             final_episodes=plan.run.final_episodes,
-            exchanger=plan.exchanger,
+            meeting=plan.meeting,
         )
         self.lineage: list[Copies] = []
         self.recorder = CurveRecorder(len(plan.members), self.steps_per_window)
@@ -269,6 +277,7 @@ class _Run:
                 self.session.compile()
                 if self._fresh:
                     self.session.start()
+                    self.display.resumed(self.session.windows, self.session.stop_reasons)
                 self.callbacks.call("on_loop_start")
                 self.display.phase("training")
                 while not self.session.done and not self.interrupted.is_set():
@@ -315,8 +324,12 @@ class _Run:
 
         policies, episodes = self.session.final()
         curves = self.recorder.curves()
+        self.recorder.stop_reasons[:] = self.session.stop_reasons
+        # A place where no variant was spawned has no policy to be judged.
+        spawned = self.session.stop_reasons != StopReason.UNSPAWNED
+        returns = [x if there else x[:0] for x, there in zip(episodes.returns, spawned, strict=True)]
         members = [
-            member_result(self.recorder, curves[i], i, episodes.returns[i], seed=spec.seed, variant=spec.variant)
+            member_result(self.recorder, curves[i], i, returns[i], seed=spec.seed, variant=spec.variant)
             for i, spec in enumerate(self.plan.members)
         ]
         for member in members:
@@ -339,7 +352,27 @@ class _Run:
         )
         best = members.index(result.best)
         result.policy = Policy(self.plan.program.algorithm, _member(policies, best))
+        if self.plan.run.max_spawns:
+            self._judge_ensembles(result, policies)
+        result.wall_s = time.perf_counter() - self.began
         return result
+
+    def _judge_ensembles(self, result: TrainResult, policies: Any) -> None:
+        """Let every seed's policies act as one, and say what spawning came to."""
+        from tensor_optix.ensembles import judged
+        from tensor_optix.evolution.ensemble_policy import Ensemble
+        from tensor_optix.policy import Policy
+
+        size, largest = result.population, int(self.plan.run.evolution.get("max_ensemble_size", 0))
+        groups = [result.members[i : i + size] for i in range(0, len(result.members), size)]
+        variants = [spec.variant for spec in self.plan.members[::size]]
+        result.ensembles, params = judged(self.plan.program, policies, groups, largest, variants)
+        best = int(np.argmax([np.nan_to_num(ensemble.score, nan=-np.inf) for ensemble in result.ensembles]))
+        result.ensemble = Policy(Ensemble(self.plan.program.algorithm, size), _member(params, best))
+        ensemble, count = result.ensembles[best], len(result.ensembles)
+        which = f"seed {ensemble.seed}, the best of {count}; the others are in result.ensembles\n" if count > 1 else ""
+        # At a level that is seen without setting up logging: who gives a budget is promised a report.
+        logger.warning("%s%s", which, ensemble.report_text)
 
     def _keep(self, result: TrainResult) -> None:
         if self.directory is None or result.policy is None:
@@ -349,6 +382,9 @@ class _Run:
             self.directory.save_policy(
                 result.policy.arrays(), {"algorithm": result.algorithm, "env": result.env, "seed": result.best.seed}
             )
+            if result.ensemble is not None:
+                about = {"algorithm": result.algorithm, "env": result.env, "size": result.population}
+                self.directory.save_policy(result.ensemble.arrays(), about, ENSEMBLE)
             reasons = {
                 str(m.seed) if not m.variant else f"{m.seed}/{m.variant}": m.stop_reason.label for m in result.members
             }

@@ -32,7 +32,7 @@ def session_of(plan, *, block=1, devices=None, start=True) -> Session:
         max_windows=plan.max_windows,
         target_score=plan.target_score,
         final_episodes=plan.run.final_episodes,
-        exchanger=plan.exchanger,
+        meeting=plan.meeting,
     )
     if start:
         session.start()

@@ -21,6 +21,7 @@ LAYERS = [
         "statistics",
         "curves",
         "lineage",
+        "ensembles",
         "reporting",
         "figures",
         "results",

@@ -90,3 +90,7 @@ class Algorithm(Protocol):
     def reset_envs(self, learner: Learner, key: jax.Array) -> Learner:
         """Start fresh episodes; the rest of the learner stays."""
         ...
+
+    def perturb(self, learner: Learner, key: jax.Array, noise: jax.Array) -> Learner:
+        """Every weight multiplied by 1 + noise * N(0, 1), noise [] float32. Targets are those weights; moments stay."""
+        ...

@@ -90,6 +90,8 @@ class DQN(OffPolicy):
     }
     bounds: ClassVar[dict[str, tuple[Any, ...]]] = {"learning_rate": ("log", 1e-4, 1e-3), "gamma": (0.95, 0.999)}
     losses: ClassVar[tuple[str, ...]] = ("loss", "q_mean", "td_error_mean")
+    networks: ClassVar[tuple[str, ...]] = ("online",)
+    follows: ClassVar[dict[str, str]] = {"target": "online"}
 
     def hyperparams(self) -> dict[str, float]:
         return self._used(super().hyperparams())

@@ -57,3 +57,9 @@ def step(
 def follow(target: jax.Array, online: jax.Array, tau: jax.Array) -> jax.Array:
     """[P]: a target that follows the online parameters (Lillicrap et al. 2016), (1 - tau) target + tau online."""
     return target + tau * (online - target)
+
+
+def perturbed(tree: Any, key: jax.Array, noise: jax.Array) -> Any:
+    """Every weight multiplied by 1 + noise * N(0, 1), noise [] float32."""
+    flat, unravel = ravel_pytree(tree)
+    return unravel(flat * (1.0 + noise * jax.random.normal(key, flat.shape, flat.dtype)))

@@ -18,7 +18,7 @@ from flax import struct
 
 from tensor_optix.algorithms import novelty_bonus
 from tensor_optix.algorithms.contract import Hyperparams, WindowStats
-from tensor_optix.algorithms.flat_adam import Trained
+from tensor_optix.algorithms.flat_adam import Trained, perturbed
 from tensor_optix.algorithms.off_policy_config import OffPolicyConfig, optional_hyperparams, optional_limits
 from tensor_optix.core import achieved_goals, novelty, prioritized, replay
 from tensor_optix.core.action_mask import choose
@@ -69,6 +69,8 @@ class OffPolicy(ABC):
     limits: ClassVar[dict[str, tuple[float, float]]]
     bounds: ClassVar[dict[str, tuple[Any, ...]]]  # tuned online unless the caller says otherwise
     losses: ClassVar[tuple[str, ...]]  # what `update` reports
+    networks: ClassVar[tuple[str, ...]]  # fields of the agent, each a `Trained`
+    follows: ClassVar[dict[str, str]]  # field with a target's parameters -> the network that it follows
 
     def __post_init__(self) -> None:
         if self.config.hindsight not in ("auto", "off") and self.env.goals is None:
@@ -190,6 +192,14 @@ class OffPolicy(ABC):
     def restore(self, learner: OffPolicyLearner, snapshot: Any) -> OffPolicyLearner:
         agent, known = snapshot
         return learner.replace(agent=agent, novelty=known)
+
+    def perturb(self, learner: OffPolicyLearner, key: jax.Array, noise: jax.Array) -> OffPolicyLearner:
+        """What acts and what judges; a temperature is no weight."""
+        trained = {name: getattr(learner.agent, name) for name in self.networks}
+        noisy = perturbed({name: part.params for name, part in trained.items()}, key, noise)
+        parts = {name: part.replace(params=noisy[name]) for name, part in trained.items()}
+        targets = {target: noisy[name] for target, name in self.follows.items()}
+        return learner.replace(agent=learner.agent.replace(**parts, **targets))
 
     def reset_envs(self, learner: OffPolicyLearner, key: jax.Array) -> OffPolicyLearner:
         """Fresh episodes and an empty replay: a fault may be in what was stored."""

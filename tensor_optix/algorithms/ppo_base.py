@@ -15,6 +15,7 @@ from jax.flatten_util import ravel_pytree
 from tensor_optix.algorithms import novelty_bonus
 from tensor_optix.algorithms.clipped_surrogate import annealed
 from tensor_optix.algorithms.contract import Hyperparams
+from tensor_optix.algorithms.flat_adam import perturbed
 from tensor_optix.core import normalizers, novelty
 from tensor_optix.core.action_mask import masked
 from tensor_optix.core.search_space import SearchSpace, search_space
@@ -168,6 +169,9 @@ class BasePPO:
     def restore(self, learner: PPOLearner, snapshot: Any) -> PPOLearner:
         names = ("params", "opt", "obs_moments", "reward_scale", "novelty", "window")
         return learner.replace(**dict(zip(names, snapshot, strict=True)))
+
+    def perturb(self, learner: PPOLearner, key: jax.Array, noise: jax.Array) -> PPOLearner:
+        return learner.replace(params=perturbed(learner.params, key, noise))
 
     def init_novelty(self, key: jax.Array) -> Any:
         """Nothing known yet, or () without a bonus for novelty."""

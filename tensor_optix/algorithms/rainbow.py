@@ -113,6 +113,8 @@ class Rainbow(OffPolicy):
     }
     bounds: ClassVar[dict[str, tuple[Any, ...]]] = {"learning_rate": ("log", 5e-5, 1e-3)}
     losses: ClassVar[tuple[str, ...]] = ("loss", "q_mean", "td_error_mean")
+    networks: ClassVar[tuple[str, ...]] = ("online",)
+    follows: ClassVar[dict[str, str]] = {"target": "online"}
 
     def hyperparams(self) -> dict[str, float]:
         """Defaults of those that the switches leave a meaning; per_alpha as in Hessel et al. 2018."""

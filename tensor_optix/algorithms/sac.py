@@ -88,6 +88,8 @@ class SAC(OffPolicy):
         "tau": ("log", 1e-3, 1e-1),
     }
     losses: ClassVar[tuple[str, ...]] = ("actor_loss", "critic_loss", "alpha", "entropy", "q_mean")
+    networks: ClassVar[tuple[str, ...]] = ("actor", "critics")
+    follows: ClassVar[dict[str, str]] = {"target": "critics"}
 
     def places(self) -> Places:
         return actor_and_critic(self.env.obs_shape, self.env.obs_dtype, self.env.action_dim, 2 * self.env.action_dim)

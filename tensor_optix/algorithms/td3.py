@@ -93,6 +93,8 @@ class TD3(OffPolicy):
         "tau": ("log", 1e-3, 1e-1),
     }
     losses: ClassVar[tuple[str, ...]] = ("actor_loss", "critic_loss", "q_mean")
+    networks: ClassVar[tuple[str, ...]] = ("actor", "critics")
+    follows: ClassVar[dict[str, str]] = {"target_actor": "actor", "target_critics": "critics"}
 
     def places(self) -> Places:
         return actor_and_critic(self.env.obs_shape, self.env.obs_dtype, self.env.action_dim, self.env.action_dim)

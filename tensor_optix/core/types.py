@@ -37,6 +37,7 @@ class StopReason(enum.IntEnum):
     INTERRUPTED = 5
     EXHAUSTED = 6
     SPAWN_BUDGET = 7
+    UNSPAWNED = 8
 
     @property
     def label(self) -> str:
@@ -56,6 +57,7 @@ _STOP_SENTENCES = {
     StopReason.INTERRUPTED: "interrupted; the run can be resumed",
     StopReason.EXHAUSTED: "the source of experience ended",
     StopReason.SPAWN_BUDGET: "the budget of spawned variants was used up",
+    StopReason.UNSPAWNED: "a place for a variant that was not needed",
 }
 
 

@@ -80,7 +80,7 @@ class PopulationPBT:
       resample: probability that one hyperparameter of a copy is drawn anew from its whole range instead.
       spread: first hyperparameters of all members but the first are drawn from a box of this share of the range around
         the given ones, reflected at its bounds; 1 reaches all of it.
-      copy_replay: copy the replay too, where the algorithm has one.
+      copy_replay: copy the replay too, where the algorithm has one, with the environments that fill it.
 
     Raises:
       ValueError: a setting is out of its range.

@@ -10,7 +10,9 @@ _RULE = "━" * 54
 
 def report_text(report: Mapping[str, Any]) -> str:
     """`PolicyManager.training_report` as text; what there is not is left out."""
-    reason = "Spawn budget exhausted" if report["budget_exhausted"] else "No further improvement"
+    reason = report.get("reason") or (
+        "Spawn budget exhausted" if report["budget_exhausted"] else "No further improvement"
+    )
     limit = "" if report["max_spawns"] is None else f" / {report['max_spawns']}"
     rows = [
         ("Best score", _number(report["best_score"])),

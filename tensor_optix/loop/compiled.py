@@ -149,11 +149,15 @@ class Program:
 
     def rollouts(self, policy: Policy, key: jax.Array, n_episodes: int) -> EpisodeStats:
         """Whole episodes of the deterministic policy in environments of their own; nothing is learned."""
+        return self.rollouts_of(self.algorithm, policy, key, n_episodes)
+
+    def rollouts_of(self, acting: Any, policy: Policy, key: jax.Array, n_episodes: int) -> EpisodeStats:
+        """`rollouts` of what acts as an algorithm does: with its `act` and its `initial_carry`."""
 
         def act(obs: jax.Array, carry: Any, key: jax.Array) -> tuple[jax.Array, Any]:
-            return self.algorithm.act(policy, obs, carry, key, deterministic=True)
+            return acting.act(policy, obs, carry, key, deterministic=True)
 
-        carry = self.algorithm.initial_carry()
+        carry = acting.initial_carry()
         return evaluate_with_carry(self.algorithm.env, act, carry, key, n_episodes, self.eval_max_steps)[0]
 
     def best_policy(self, member: Member) -> Policy:

@@ -1,12 +1,11 @@
 """Exchange between the members of populations: learners and hyperparameters move over the member axis, on the devices.
 
-A run holds G populations (one a seed) of K members each. After every evaluation one compiled program tells the rule
-what was scored and obeys it by gathers; members that live on several devices meet through XLA's collectives.
+After every evaluation one compiled program tells the rule what was scored and obeys it by gathers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -15,16 +14,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
-from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
 
 from tensor_optix.core import backoff_scheduler
 from tensor_optix.core.backoff_scheduler import BackoffConfig, SchedulerState
 from tensor_optix.core.search_space import SearchSpace, from_unit, to_unit
 from tensor_optix.core.types import LoopState, StopReason
 from tensor_optix.evolution.population import PopulationRule, Scored
-from tensor_optix.loop.compiled import MEMBERS, Member, Program
-from tensor_optix.loop.packing import Packed, pack
+from tensor_optix.loop.compiled import Member, Program
+from tensor_optix.loop.meeting import Copies, MeetingReport
 
 
 class Population(struct.PyTreeNode):
@@ -35,20 +32,13 @@ class Population(struct.PyTreeNode):
     seen: jax.Array  # [K] int32, evaluations of each member that the rule has been told of
 
 
-class ExchangeReport(struct.PyTreeNode):
-    """What one exchange did, by member."""
-
-    parents: jax.Array  # [M] int32, whose learner each member goes on with
-    converged: jax.Array  # [G] bool, the population has stopped
-
-
 @dataclass(frozen=True)
 class Exchanger:
     """How the populations of a run exchange. Static and hashable.
 
     Args:
       rule: who copies whom.
-      size: K, members of one population. Members g K to (g + 1) K - 1 are population g.
+      size: K, members of one population.
       space: hyperparameters that the rule moves.
       scheduler: when a population counts as converged.
       stop: stop it then.
@@ -77,9 +67,13 @@ class Exchanger:
         x = jax.vmap(self.rule.first)(population.rule)
         return jax.vmap(partial(from_unit, self.space))(x.reshape(-1, self.space.dim), hyper)
 
+    @property
+    def starts(self) -> tuple[bool, ...]:
+        return (True,) * self.size
+
     def step(
         self, program: Program, members: Member, populations: Population, lanes: jax.Array
-    ) -> tuple[Member, Population, ExchangeReport]:
+    ) -> tuple[Member, Population, MeetingReport]:
         """Tell the rule what was scored, and obey it.
 
         members: [L], one a lane. lanes: [M] int32, the lane of each member; a lane without a member is left alone.
@@ -111,7 +105,23 @@ class Exchanger:
             done=members.brain.done | ended,
             stop_reason=jnp.where(ended, jnp.int32(StopReason.CONVERGED), members.brain.stop_reason),
         )
-        return members.replace(brain=brain, learner=learner), populations, ExchangeReport(parents, over & self.stop)
+        members = members.replace(brain=brain, learner=learner)
+        return members, populations, MeetingReport(parents, brain.stop_reason[lanes])
+
+    def wait(self, windows: np.ndarray, stop_reasons: np.ndarray, met: np.ndarray, interval: int) -> int:
+        """Windows to the next evaluation of all: members that run have run equally many."""
+        running = stop_reasons == StopReason.RUNNING
+        if not running.any():
+            return interval
+        now = int(windows[running].max()) % interval
+        grown = windows.reshape(-1, self.size).sum(axis=1) > met
+        return interval - now if now or not grown.any() else 0
+
+    def copies(self, parents: np.ndarray, windows: np.ndarray, stop_reasons: np.ndarray) -> list[Copies]:
+        """One entry, if anybody copied anybody."""
+        if (parents == np.arange(len(parents))).all():
+            return []
+        return [Copies(int(windows[stop_reasons == StopReason.RUNNING].max()), parents)]
 
     def _observe(self, state: SchedulerState, told: Scored) -> tuple[SchedulerState, jax.Array]:
         """The population's own scheduler, and whether it says that learning is over."""
@@ -123,46 +133,15 @@ class Exchanger:
     def _gathered(self, program: Program, learner: Any, parent_lane: jax.Array, copied: jax.Array) -> Any:
         """Each lane's learner after it has taken over what a roll-back would bring back, from its parent's.
 
-        Environments stay each member's own, and so does its replay unless it is to be copied.
+        Environments stay each member's own. Where a replay is to be copied, all else comes with it: it is of one piece
+        with the environments that fill it.
         """
         algorithm = program.algorithm
 
         def gather(learner: Any) -> Any:
             snapshots = jax.tree.map(lambda x: x[parent_lane], jax.vmap(algorithm.snapshot)(learner))
-            new = jax.vmap(algorithm.restore)(learner, snapshots)
             if self.copy_replay and hasattr(learner, "replay"):
-                new = new.replace(replay=jax.tree.map(lambda x: x[parent_lane], learner.replay))
-            return new
+                learner = jax.tree.map(lambda x: x[parent_lane], learner)
+            return jax.vmap(algorithm.restore)(learner, snapshots)
 
         return jax.lax.cond(copied.any(), gather, lambda learner: learner, learner)
-
-
-def compiled_exchange(exchanger: Exchanger, program: Program, mesh: Mesh) -> Callable[..., Any]:
-    """(packed members [L], populations [G], lanes [M]) -> both afterwards, donated, and the `ExchangeReport`."""
-    members, everywhere = NamedSharding(mesh, P(MEMBERS)), NamedSharding(mesh, P())
-
-    def exchange(packed: Packed, populations: Population, lanes: jax.Array) -> tuple[Packed, Population, Any]:
-        new, populations, report = exchanger.step(program, packed.unpack(), populations, lanes)
-        return pack(new, new.brain.done.shape), populations, report
-
-    return jax.jit(
-        exchange,
-        donate_argnums=(0, 1),
-        in_shardings=(members, everywhere, everywhere),
-        out_shardings=(members, everywhere, everywhere),
-    )
-
-
-def populations_of(
-    exchanger: Exchanger, seeds: np.ndarray, variants: np.ndarray, hyper: dict[str, np.ndarray]
-) -> Population:
-    """Populations at the start. seeds, variants: [G] uint32, of each one's first member. hyper: name -> [G, K]."""
-
-    def key(seed: jax.Array, variant: jax.Array) -> jax.Array:
-        # no member's key is made so: theirs fold in their number, which is far below this
-        return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), np.uint32(2**32 - 1)), variant)
-
-    def make(seeds: jax.Array, variants: jax.Array, hyper: dict[str, jax.Array]) -> Population:
-        return exchanger.init(hyper, jax.vmap(key)(seeds, variants))
-
-    return jax.jit(make)(seeds, variants, hyper)

@@ -4,6 +4,7 @@
     events.jsonl           what happened, one JSON object per line
     checkpoints/<step>/    the whole state of the run, checksummed (see `checkpoint_files`)
     policy/                the exported policy (see `policy_file`)
+    ensemble/              the same of several policies that act as one, in a run that spawned variants
     result.json curves.npz what came out
 
 Everything but `events.jsonl` is written under a temporary name, synced and renamed; nothing is a pickle and no
@@ -45,6 +46,7 @@ __all__ = ["LoadedCheckpoint", "NoCheckpointError", "RunDir", "RunDirError"]
 
 KEPT_CHECKPOINTS = 2
 _EVENTS, _CHECKPOINTS, _POLICY = "events.jsonl", "checkpoints", "policy"
+ENSEMBLE = "ensemble"
 _FILES = "files"  # in a checkpoint: what the caller wrote
 _RECORD_VERSION = 1
 _LOOKS = 3  # times a reader looks again when a writer exchanged the checkpoints under its eyes
@@ -342,14 +344,17 @@ class RunDir:
 
     # ---- policy and result ------------------------------------------------------------------------------------------
 
-    def save_policy(self, arrays: Mapping[str, Any], meta: Mapping[str, Any]) -> None:
-        """Exports named arrays and what is needed to act with them. Raises RunDirError, TypeError."""
-        self._require_writable()
-        policy_file.write_policy(self.path / _POLICY, arrays, meta)
+    def save_policy(self, arrays: Mapping[str, Any], meta: Mapping[str, Any], kind: str = _POLICY) -> None:
+        """Exports named arrays and what is needed to act with them; kind: "policy", or `ENSEMBLE`.
 
-    def load_policy(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        Raises RunDirError, TypeError.
+        """
+        self._require_writable()
+        policy_file.write_policy(self.path / kind, arrays, meta)
+
+    def load_policy(self, kind: str = _POLICY) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """The exported arrays and their description. Raises RunDirError if there is none or it is damaged."""
-        return policy_file.read_policy(self.path / _POLICY)
+        return policy_file.read_policy(self.path / kind)
 
     def save_result(self, result: Mapping[str, Any], curves: Mapping[str, Any]) -> None:
         """Saves a summary (anything JSON can hold; non-finite numbers as strings) and named numeric arrays."""
@@ -403,7 +408,7 @@ def _checkpoint_directories(path: Path) -> Iterator[Path]:
 
 def _refuse_links(path: Path) -> None:
     """Raises RunDirError where writing or overwriting would reach out of the run's directory."""
-    for name in (_EVENTS, _CHECKPOINTS, _POLICY):
+    for name in (_EVENTS, _CHECKPOINTS, _POLICY, ENSEMBLE):
         if (path / name).is_symlink():
             raise RunDirError(
                 f"'{path / name}' is a link; a run keeps its files in its own directory, remove the link."
@@ -412,7 +417,7 @@ def _refuse_links(path: Path) -> None:
 
 def _leftovers(path: Path) -> Iterator[Path]:
     """What a killed writer left under temporary names."""
-    for directory in (path, path / _CHECKPOINTS, path / _POLICY):
+    for directory in (path, path / _CHECKPOINTS, path / _POLICY, path / ENSEMBLE):
         yield from temporaries(directory)
 
 
@@ -420,7 +425,8 @@ def _owned(path: Path) -> Iterator[Path]:
     """What an overwritten run leaves behind, and no one else's files. Its manifest is replaced, so it stays a run."""
     yield from _leftovers(path)
     yield from _checkpoint_directories(path)
-    yield from (path / _POLICY / name for name in (policy_file.ARRAYS_NAME, policy_file.DESCRIPTION_NAME))
+    for kind in (_POLICY, ENSEMBLE):
+        yield from (path / kind / name for name in (policy_file.ARRAYS_NAME, policy_file.DESCRIPTION_NAME))
     yield from (path / name for name in (_EVENTS, result_file.RESULT_NAME, result_file.CURVES_NAME))
 
 

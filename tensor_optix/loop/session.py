@@ -22,7 +22,7 @@ from tensor_optix.core.autonomy import NO_LIMIT
 from tensor_optix.core.types import Event, StopReason
 from tensor_optix.loop.compiled import MEMBERS, Member, Program, make_mesh, sharded_chunk, sharded_final, sharded_init
 from tensor_optix.loop.events import ChunkReport
-from tensor_optix.loop.exchange import Exchanger, Population, compiled_exchange, populations_of
+from tensor_optix.loop.meeting import Copies, Meeting, compiled_meeting, groups_of
 from tensor_optix.loop.packing import Packed, pack
 from tensor_optix.loop.runtime import compile_program
 
@@ -38,14 +38,6 @@ class MemberSpec:
     seed: int
     variant: int
     hyper: dict[str, float]
-
-
-@dataclass(frozen=True)
-class Copies:
-    """Who went on with whose learner at one exchange."""
-
-    window: int  # windows that each member had run
-    parents: np.ndarray  # [M] int64, the member itself where it copied nobody
 
 
 @dataclass(frozen=True)
@@ -96,7 +88,7 @@ class Session:
         max_windows: int = NO_LIMIT,
         target_score: float = float("inf"),
         final_episodes: int = 100,
-        exchanger: Exchanger | None = None,
+        meeting: Meeting | None = None,
     ) -> None:
         self.program = program
         self.specs = list(members)
@@ -119,12 +111,14 @@ class Session:
         self.compile_s = 0.0
         self._seconds_per_window: float | None = None
         self._members: Packed | None = None
-        self._exchanger = exchanger
-        self._populations: Population | None = None
+        self._meeting = meeting
+        self._groups: Any = None  # what the meeting keeps of each
         self.copies: list[Copies] = []  # since the caller last emptied it
-        self._met = 0  # windows that each member had run at the last exchange
-        if exchanger is not None:
-            self._exchange = compiled_exchange(exchanger, program, mesh)
+        if meeting is not None:
+            self._meet = compiled_meeting(meeting, program, mesh)
+            waits = ~np.tile(np.asarray(meeting.starts), len(self.specs) // meeting.size)
+            self.stop_reasons[waits] = StopReason.UNSPAWNED
+            self._met = np.zeros(len(self.specs) // meeting.size, np.int64)  # windows of each group when it last met
         self._everywhere = NamedSharding(mesh, P())
 
     # -- compile and start -------------------------------------------------------------------------------
@@ -141,9 +135,9 @@ class Session:
             ("chunk", self._chunk, (members, jax.ShapeDtypeStruct((), jnp.int32))),
             ("final", self._final, (members,)),
         ]
-        if self._exchanger is not None:
+        if self._meeting is not None:
             lanes = jax.ShapeDtypeStruct((len(self.specs),), jnp.int32)
-            programs.append(("exchange", self._exchange, (members, jax.eval_shape(self._fresh_populations), lanes)))
+            programs.append(("meet", self._meet, (members, jax.eval_shape(self._fresh_groups), lanes)))
         for name, function, arguments in programs:
             lowered = function.lower(*arguments)
             self._compiled[name] = self._pool.submit(compile_program, lowered, platform, runs_once=name == "init")
@@ -153,8 +147,8 @@ class Session:
 
     def start(self) -> None:
         """Fresh members."""
-        if self._exchanger is not None:
-            self._populations = jax.device_put(self._fresh_populations(), self._everywhere)
+        if self._meeting is not None:
+            self._groups = jax.device_put(self._fresh_groups(), self._everywhere)
         self._members = self._program("init")(*self._init_args())
 
     def _program(self, name: str) -> Any:
@@ -168,8 +162,11 @@ class Session:
     def _init_args(self) -> tuple[Any, ...]:
         specs = [self.specs[max(i, 0)] for i in self.member_ids]
         given = self._given_hyper()
-        if self._exchanger is not None and self._populations is not None:
-            given = jax.device_get(self._exchanger.first(self._populations, given))
+        starts = np.ones(len(self.specs), bool)
+        if self._meeting is not None:
+            starts = np.tile(np.asarray(self._meeting.starts), len(self.specs) // self._meeting.size)
+            if self._groups is not None:
+                given = jax.device_get(self._meeting.first(self._groups, given))
         hyper = {name: values[np.maximum(self.member_ids, 0)] for name, values in given.items()}
         args = (
             np.asarray([spec.seed for spec in specs], np.uint32),
@@ -177,7 +174,7 @@ class Session:
             hyper,
             np.full(self.layout.lanes, self.max_windows, np.int32),
             np.full(self.layout.lanes, self.target_score, np.float32),
-            self.member_ids != EMPTY,
+            (self.member_ids != EMPTY) & starts[np.maximum(self.member_ids, 0)],
         )
         return tuple(jax.device_put(args, self._sharding))
 
@@ -185,14 +182,14 @@ class Session:
         """Name -> [M] float32, in member order."""
         return {name: np.asarray([spec.hyper[name] for spec in self.specs], np.float32) for name in self.specs[0].hyper}
 
-    def _fresh_populations(self) -> Population:
-        assert self._exchanger is not None
-        shape = (-1, self._exchanger.size)
-        first = self.specs[:: self._exchanger.size]
+    def _fresh_groups(self) -> Any:
+        assert self._meeting is not None
+        shape = (-1, self._meeting.size)
+        first = self.specs[:: self._meeting.size]
         seeds = np.asarray([spec.seed for spec in first], np.uint32)
         variants = np.asarray([spec.variant for spec in first], np.uint32)
         given = {name: x.reshape(shape) for name, x in self._given_hyper().items()}
-        return populations_of(self._exchanger, seeds, variants, given)
+        return groups_of(self._meeting, seeds, variants, given)
 
     # -- run ---------------------------------------------------------------------------------------------
 
@@ -204,10 +201,10 @@ class Session:
         """Run one chunk of about CHUNK_SECONDS and say what happened."""
         chunk = self._program("chunk")
         n_windows = self._next_chunk()
-        if self._exchanger is not None:
-            if self._until_exchange() == self._base_interval:
-                self._meet(None)  # what an earlier end of the budget left undone
-            n_windows = min(n_windows, self._until_exchange())
+        if self._meeting is not None:
+            if self._until_meeting() == 0:
+                self._hold_meeting(None)  # what an earlier end of the budget left undone
+            n_windows = min(n_windows, self._until_meeting())
         started = time.perf_counter()
         self._members, reports = chunk(self._members, jnp.int32(n_windows))
         reports = jax.device_get(reports).unpack()
@@ -216,8 +213,8 @@ class Session:
         self._seconds_per_window = elapsed / n_windows
         report = self._chunk_report(reports, n_windows)
         self._account(report)
-        if self._exchanger is not None and not self.done and self._until_exchange() == self._base_interval:
-            self._meet(report)
+        if self._meeting is not None and self._until_meeting() == 0:
+            self._hold_meeting(report)
         self._pack()
         return report
 
@@ -232,38 +229,29 @@ class Session:
             return 1
         return int(np.clip(CHUNK_SECONDS / max(self._seconds_per_window, 1e-6), 1, MAX_CHUNK))
 
-    # -- populations -------------------------------------------------------------------------------------
+    # -- meetings ----------------------------------------------------------------------------------------
 
-    @property
-    def _base_interval(self) -> int:
-        return self.program.brain.scheduler.base_interval
+    def _until_meeting(self) -> int:
+        """Windows; 0: it is time for one."""
+        assert self._meeting is not None
+        interval = self.program.brain.scheduler.base_interval
+        return self._meeting.wait(self.windows, self.stop_reasons, self._met, interval)
 
-    def _until_exchange(self) -> int:
-        """Windows from here to the next evaluation of all: members that run have run equally many."""
-        running = self.stop_reasons == StopReason.RUNNING
-        return self._base_interval - int(self.windows[running].max()) % self._base_interval
-
-    def _meet(self, report: ChunkReport | None) -> None:
-        """Let the members of each population exchange, once; where one has converged, its last window says so."""
-        assert self._exchanger is not None
-        running = self.stop_reasons == StopReason.RUNNING
-        window = int(self.windows[running].max())
-        if window <= self._met:
-            return
-        self._met = window
-        program, lanes = self._program("exchange"), jax.device_put(self._lane_of().astype(np.int32), self._everywhere)
+    def _hold_meeting(self, report: ChunkReport | None) -> None:
+        """Let the members of each group meet, once. `report`, of the last windows, is told who stops or goes on."""
+        assert self._meeting is not None
+        by_group = self.windows.reshape(-1, self._meeting.size)
+        lanes = jax.device_put(self._lane_of().astype(np.int32), self._everywhere)
+        program = self._program("meet")
         started = time.perf_counter()
-        self._members, self._populations, told = program(self._members, self._populations, lanes)
+        self._members, self._groups, told = program(self._members, self._groups, lanes)
         told = jax.device_get(told)
         self.run_s += time.perf_counter() - started
-        if (told.parents != np.arange(len(self.specs))).any():
-            self.copies.append(Copies(window, told.parents.astype(np.int64)))
-        over = np.repeat(told.converged, self._exchanger.size) & running
-        self.stop_reasons[over] = StopReason.CONVERGED
+        self._met = by_group.sum(axis=1)
+        self.copies += self._meeting.copies(told.parents.astype(np.int64), self.windows, self.stop_reasons)
+        before, self.stop_reasons = self.stop_reasons, told.stop_reason.astype(np.int64)
         if report is not None:
-            stopped = over[report.member_ids]
-            report.stop_reason[-1, stopped] = StopReason.CONVERGED
-            report.events[-1, stopped] |= int(Event.DORMANT | Event.STOPPED)
+            _correct(report, before[report.member_ids], self.stop_reasons[report.member_ids])
 
     def _lane_of(self) -> np.ndarray:
         """[M] the lane of each member."""
@@ -306,9 +294,9 @@ class Session:
         lane_of = self._lane_of()
         members = jax.tree.map(lambda x: x[lane_of], self._host_members())
         state = {"members": members, "windows": self.windows.copy(), "stop_reasons": self.stop_reasons.copy()}
-        if self._populations is not None:
-            state["populations"] = jax.tree.map(lambda x: np.asarray(_key_data(x)), self._populations)
-            state["met"] = np.int64(self._met)
+        if self._groups is not None:
+            state["groups"] = jax.tree.map(lambda x: np.asarray(_key_data(x)), self._groups)
+            state["met"] = self._met.copy()
         return state
 
     def template(self) -> dict[str, Any]:
@@ -319,10 +307,10 @@ class Session:
         members = jax.tree.map(lambda s: jax.ShapeDtypeStruct((count, *s.shape[1:]), s.dtype), shapes)
         counters = jax.ShapeDtypeStruct((count,), np.int64)
         shapes = {"members": members, "windows": counters, "stop_reasons": counters}
-        if self._exchanger is not None:
-            make = self._fresh_populations
-            shapes["populations"] = jax.eval_shape(lambda: jax.tree.map(_key_data, make()))
-            shapes["met"] = jax.ShapeDtypeStruct((), np.int64)
+        if self._meeting is not None:
+            make = self._fresh_groups
+            shapes["groups"] = jax.eval_shape(lambda: jax.tree.map(_key_data, make()))
+            shapes["met"] = jax.ShapeDtypeStruct(self._met.shape, np.int64)
         return shapes
 
     def load(self, state: dict[str, Any]) -> None:
@@ -333,16 +321,16 @@ class Session:
         lanes = np.maximum(self.member_ids, 0)
         members = jax.tree.map(lambda x: np.asarray(x)[lanes], state["members"])
         brain = members.brain
-        if self.max_windows > int(brain.max_windows.max()):
+        more = self.max_windows - int(brain.max_windows.max())
+        if more > 0:
             self.stop_reasons[self.stop_reasons == StopReason.BUDGET] = StopReason.RUNNING
-            brain = autonomy.extend(brain, np.full_like(brain.max_windows, self.max_windows))
+            brain = autonomy.extend(brain, brain.max_windows + np.int32(more))
         brain = brain.replace(done=brain.done | (self.member_ids == EMPTY))
         self._put(members.replace(brain=brain))
-        if self._exchanger is not None:
-            template = jax.eval_shape(self._fresh_populations)
-            populations = jax.tree.map(_wrap_key, state["populations"], template)
-            self._populations = jax.device_put(populations, self._everywhere)
-            self._met = int(state["met"])
+        if self._meeting is not None:
+            groups = jax.tree.map(_wrap_key, state["groups"], jax.eval_shape(self._fresh_groups))
+            self._groups = jax.device_put(groups, self._everywhere)
+            self._met = np.array(state["met"], np.int64)
         self._pack()
 
     def close(self) -> None:
@@ -374,6 +362,19 @@ _COLUMNS = (
     "events",
     "stop_reason",
 )
+
+
+def _correct(report: ChunkReport, before: np.ndarray, after: np.ndarray) -> None:
+    """Write into the rows of a chunk what a meeting has made of stop reasons [M] afterwards."""
+    for m in np.flatnonzero(before != after):
+        rows = np.flatnonzero(report.active[:, m])
+        if not rows.size:
+            continue
+        report.stop_reason[rows[-1], m] = after[m]
+        if after[m] == StopReason.RUNNING:
+            report.events[rows[-1], m] &= ~int(Event.STOPPED)
+        elif before[m] == StopReason.RUNNING:
+            report.events[rows[-1], m] |= int(Event.DORMANT | Event.STOPPED)
 
 
 def _is_key(x: Any) -> bool:

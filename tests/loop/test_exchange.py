@@ -23,13 +23,13 @@ def reference():
     """Eight windows with four exchanges, the state and the copies before each."""
     session = populations()
     before = []
-    meet = session._meet
+    meet = session._hold_meeting
 
     def noted(report):
         before.append(session.state())
         meet(report)
 
-    session._meet = noted
+    session._hold_meeting = noted
     run_windows(session, 8)
     return session.state(), session.copies, before
 
