@@ -29,6 +29,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--trials", type=int, default=20, metavar="N", help="in total (default: 20)")
     parser.add_argument("--batch", type=int, default=4, metavar="N", help="trials side by side (default: 4)")
     parser.add_argument("--seeds-per-trial", type=int, default=1, metavar="N", help="behind each score (default: 1)")
+    parser.add_argument("--no-prune", action="store_true", help="train every trial to its end")
     parser.add_argument("--seed", type=int, default=0, help="of the proposals and the trials")
     parser.add_argument(
         "--storage", metavar="URL", help="where the study is kept: sqlite:///FILE, or FILE.journal (default: --run-dir)"
@@ -73,6 +74,7 @@ def run(args: argparse.Namespace) -> int:
         **({} if args.steps is None else {"total_steps": args.steps}),
         seed=args.seed,
         seeds_per_trial=args.seeds_per_trial,
+        prune=not args.no_prune,
         study_name=args.study,
         storage=args.storage,
         run_dir=None if args.no_run_dir else args.run_dir or _fresh(args),

@@ -38,6 +38,7 @@ class StopReason(enum.IntEnum):
     EXHAUSTED = 6
     SPAWN_BUDGET = 7
     UNSPAWNED = 8
+    PRUNED = 9
 
     @property
     def label(self) -> str:
@@ -58,6 +59,7 @@ _STOP_SENTENCES = {
     StopReason.EXHAUSTED: "the source of experience ended",
     StopReason.SPAWN_BUDGET: "the budget of spawned variants was used up",
     StopReason.UNSPAWNED: "a place for a variant that was not needed",
+    StopReason.PRUNED: "a trial that others were ahead of after as many steps",
 }
 
 

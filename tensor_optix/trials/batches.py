@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
+import jax
 import numpy as np
 
 from tensor_optix.core.types import StopReason
 from tensor_optix.curves import CurveRecorder
-from tensor_optix.loop.session import EMPTY, MemberSpec, Session
+from tensor_optix.loop.events import ChunkReport
+from tensor_optix.loop.packing import Packed, pack
+from tensor_optix.loop.session import EMPTY, MAX_CHUNK, MemberSpec, Session
 from tensor_optix.results import MemberResult, member_result
 
 
@@ -20,9 +24,14 @@ class Batches(Session):
     """
 
     def run(
-        self, members: Sequence[MemberSpec], goes_on: Callable[[], bool]
+        self,
+        members: Sequence[MemberSpec],
+        goes_on: Callable[[], bool],
+        judge: Callable[[ChunkReport], Sequence[int]],
     ) -> tuple[list[MemberResult], Any, int] | None:
-        """Fresh members, each to the end of its budget; None if `goes_on` said False between two chunks.
+        """Fresh members, each to the end of its budget; None if `goes_on` said False between two evaluations.
+
+        judge: told of every evaluation; says which members are not worth going on with.
 
         Returns their results, their best policies (leading axis: members, on the host) and the environment steps of
         all together.
@@ -40,7 +49,10 @@ class Batches(Session):
         while not self.done:
             if not goes_on():
                 return None
-            recorder.add(self.step())
+            report = self.step()
+            recorder.add(report)
+            self._end(judge(report))
+        recorder.stop_reasons[:] = self.stop_reasons
         policies, episodes = self.final()
         curves = recorder.curves()
         results = [
@@ -48,3 +60,25 @@ class Batches(Session):
             for i, spec in enumerate(members)
         ]
         return results, policies, int(self.windows.sum()) * steps
+
+    def _next_chunk(self) -> int:
+        """To the next evaluation, whatever the time: which trials are pruned must not depend on the clock."""
+        interval = self.program.brain.scheduler.base_interval
+        return min(interval - int(self.windows.max()) % interval, MAX_CHUNK)
+
+    def _end(self, members: Sequence[int]) -> None:
+        """End these before their budget."""
+        going = [i for i in members if self.stop_reasons[i] == StopReason.RUNNING]
+        if not going:
+            return
+        self.stop_reasons[going] = StopReason.PRUNED
+        mask = jax.device_put(np.isin(self.member_ids, going), self._sharding)
+        self._members = _ended(self._members, mask)
+
+
+@partial(jax.jit, donate_argnums=0)
+def _ended(packed: Packed, members: jax.Array) -> Packed:
+    """Packed members [L] of which those [L] have stopped."""
+    state = packed.unpack()
+    brain = state.brain.replace(done=state.brain.done | members)
+    return pack(state.replace(brain=brain), members.shape)

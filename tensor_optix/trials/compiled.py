@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ import numpy as np
 
 from tensor_optix.config import ConfigError, RunConfig, unknown
 from tensor_optix.config_checks import whole
+from tensor_optix.core.types import StopReason
 from tensor_optix.loop import runtime
 from tensor_optix.loop.session import MemberSpec
 from tensor_optix.loop.signals import asking_on_signals
@@ -21,9 +23,11 @@ from tensor_optix.trials.space import Choice, TrialSpace, trial_space, trial_spa
 from tensor_optix.trials.tuned import TuneResult, result_of_trial
 
 if TYPE_CHECKING:
+    from optuna.pruners import BasePruner
     from optuna.study import Study
     from optuna.trial import FrozenTrial
 
+    from tensor_optix.loop.events import ChunkReport
     from tensor_optix.results import MemberResult
     from tensor_optix.trials.batches import Batches
     from tensor_optix.trials.ledger import Ledger
@@ -50,6 +54,8 @@ def tune(
     eval_max_steps: int | None = None,
     final_episodes: int = 100,
     n_startup_trials: int = 10,
+    prune: bool = True,
+    pruner_warmup_steps: int | None = None,
     study_name: str | None = None,
     storage: Any = None,
     run_dir: str | Path | None = None,
@@ -61,7 +67,7 @@ def tune(
 
     Optuna's TPE proposes them, `batch` trials at a time, which then train side by side: hyperparameters are inputs of
     the compiled program, so that it is compiled once for all batches. Within a trial they stay as they are, and the
-    whole budget is used. All trials have the same seeds: they differ by their hyperparameters alone.
+    whole budget is used, unless a trial is pruned. All trials have the same seeds: only their hyperparameters differ.
 
     Args:
         env, algorithm, config, hyperparams, networks, eval_every, eval_episodes, eval_max_steps: as in `train`;
@@ -74,7 +80,9 @@ def tune(
         seed: of the proposals; the trials' own seeds are `seed`, `seed` + 1, ...
         seeds_per_trial: a trial's score is the mean over so many.
         final_episodes: fresh episodes of its best policy behind the score of each seed.
-        n_startup_trials: drawn at random.
+        n_startup_trials: drawn at random, and complete before the first is pruned.
+        prune: end a trial whose best score so far is below the median of the complete trials after as many steps.
+        pruner_warmup_steps: environment steps of a seed before it may be; None: a quarter of `total_steps`.
         study_name, storage: where the study is kept and goes on, as in `TrialOrchestrator`.
         run_dir: keeps the study (unless `storage` does), its figure, and the best trial as a run of its own in "best",
             for `load_run` and the command line. A study that is there goes on.
@@ -113,7 +121,15 @@ def tune(
     if run_dir is not None and storage is None:
         storage, study_name = Path(run_dir) / _JOURNAL, study_name or _STUDY
     with talking(optuna_verbosity):
-        study, opened = _open(plan, chosen, storage, study_name, seed, n_startup_trials)
+        study, opened = _open(
+            plan,
+            chosen,
+            storage,
+            study_name,
+            seed,
+            n_startup_trials,
+            _pruner(prune, n_startup_trials, total_steps // 4 if pruner_warmup_steps is None else pruner_warmup_steps),
+        )
         trials = _Trials(plan, chosen, batch, block)
         with asking_on_signals(trials.interrupted.set):
             try:
@@ -179,7 +195,8 @@ class _Trials:
                 taken.append(one)
             if not taken:
                 return
-            ended = self._train([params for _, params in taken])
+            reports = partial(self._report, ledger, [number for number, _ in taken])
+            ended = self._train([params for _, params in taken], reports)
             if ended is None:
                 return  # the ledger gives them up
             for (number, _), (members, policy) in zip(taken, ended, strict=True):
@@ -187,7 +204,7 @@ class _Trials:
 
     def again(self, params: Mapping[str, Any]) -> Any:
         """Results and best policy of a trial that ran in another process."""
-        ended = self._train([params])
+        ended = self._train([params], lambda report: ())
         if ended is None:
             raise KeyboardInterrupt
         return ended[0]
@@ -196,11 +213,13 @@ class _Trials:
         if self._session is not None:
             self._session.close()
 
-    def _train(self, batch: Sequence[Mapping[str, Any]]) -> list[tuple[list[MemberResult], Any]] | None:
+    def _train(
+        self, batch: Sequence[Mapping[str, Any]], judge: Callable[[ChunkReport], Sequence[int]]
+    ) -> list[tuple[list[MemberResult], Any]] | None:
         """For each trial its members' results and its best policy; None if interrupted."""
         seeds = self._plan.run.seed_list()
         members = [MemberSpec(seed, 0, self.hyper(params)) for params in batch for seed in seeds]
-        ended = self._compiled().run(members, lambda: not self.interrupted.is_set())
+        ended = self._compiled().run(members, lambda: not self.interrupted.is_set(), judge)
         if ended is None:
             return None
         results, policies, env_steps = ended
@@ -208,14 +227,32 @@ class _Trials:
         groups = [range(i, i + len(seeds)) for i in range(0, len(members), len(seeds))]
         return [([results[i] for i in group], _policy_of(self._plan, results, policies, group)) for group in groups]
 
+    def _report(self, ledger: Ledger, numbers: Sequence[int], report: ChunkReport) -> list[int]:
+        """Tell of the evaluations in a chunk; the members of trials that are pruned."""
+        per_window, count = self._plan.program.algorithm.steps_per_window, len(self._plan.run.seed_list())
+        lanes = np.argsort(report.member_ids)
+        scored = report.active & report.evaluated
+        ended: list[int] = []
+        for k in range(len(scored)):
+            for i, number in enumerate(numbers):
+                members = range(i * count, (i + 1) * count)
+                rows = lanes[list(members)]
+                if not scored[k, rows].all():
+                    continue
+                step = int(report.windows()[k, rows[0]] + 1) * per_window
+                if ledger.report(number, step, float(np.mean(report.score[k, rows], dtype=np.float64))):
+                    ended += members
+        return ended
+
     def _tell(self, ledger: Ledger, number: int, members: list[MemberResult], policy: Any) -> None:
         from optuna.trial import TrialState
 
         from tensor_optix.trials.ledger import Outcome
 
-        for i in range(min(len(member.curve) for member in members)):
-            score = float(np.mean([member.curve.score[i] for member in members]))
-            ledger.report(number, int(members[0].curve.env_steps[i]), score)
+        if any(member.stop_reason == StopReason.PRUNED for member in members):
+            steps = sum(member.env_steps for member in members)
+            ledger.finish(number, Outcome(TrialState.PRUNED, facts={"env_steps": steps}))
+            return
         score = float(np.mean([member.score for member in members]))
         facts: dict[str, Any] = {"env_steps": sum(member.env_steps for member in members)}
         if np.isfinite(score):
@@ -288,10 +325,8 @@ def _space(plan: Plan, given: Mapping[str, Any] | None) -> TrialSpace:
 
 
 def _open(
-    plan: Plan, space: TrialSpace, storage: Any, name: str | None, seed: int, n_startup: int
+    plan: Plan, space: TrialSpace, storage: Any, name: str | None, seed: int, n_startup: int, pruner: BasePruner
 ) -> tuple[Study, Any]:
-    import optuna
-
     from tensor_optix.trials.storage import open_storage
     from tensor_optix.trials.study import open_study
 
@@ -309,12 +344,25 @@ def _open(
             direction="maximize",
             seed=seed,
             n_startup_trials=whole("n_startup_trials", n_startup, 0),
-            pruner=optuna.pruners.NopPruner(),  # a member of a compiled batch cannot be ended alone
+            pruner=pruner,
             facts=facts,
         )
     except (TypeError, ValueError) as error:
         raise ConfigError(str(error)) from None
     return study, opened
+
+
+def _pruner(prune: bool, n_startup: int, warmup: int) -> BasePruner:
+    import optuna
+
+    if not prune:
+        return optuna.pruners.NopPruner()
+    return optuna.pruners.MedianPruner(
+        n_startup_trials=whole("n_startup_trials", n_startup, 0),
+        n_warmup_steps=whole("pruner_warmup_steps", warmup, 0),
+        interval_steps=1,
+        n_min_trials=1,
+    )
 
 
 def _give_up(trials: _Trials, study: Study) -> None:

@@ -91,6 +91,35 @@ def test_a_score_depends_on_hyperparameters_and_seeds_alone(searched):
         np.testing.assert_allclose(x, y, rtol=1e-6)
 
 
+@pytest.mark.parametrize("seeds", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_the_worse_half_is_pruned_and_the_clock_has_no_say(seeds, monkeypatch):
+    settings = {
+        "n_trials": 12, "n_startup_trials": 4, "pruner_warmup_steps": 256, "total_steps": 64 * 40,
+        "seeds_per_trial": seeds,
+    }  # fmt: skip
+    result = small(**settings)
+    trials = result.study.get_trials(deepcopy=False)
+    pruned = [t for t in trials if t.state.name == "PRUNED"]
+    complete = [t for t in trials if t.state.name == "COMPLETE"]
+    assert result.counts() == {"complete": len(complete), "pruned": len(pruned)}
+    assert pruned
+    assert all(t.number >= 4 for t in pruned)  # of the batch in which the fourth is complete, none
+    for trial in pruned:
+        last = max(trial.intermediate_values)
+        assert 256 <= last < 64 * 40
+        assert trial.user_attrs["env_steps"] == last * seeds  # it went on no further
+        best = max(trial.intermediate_values.values())
+        others = [t for t in complete if t.number < trial.number]
+        assert best < np.median([max(v for step, v in t.intermediate_values.items() if step <= last) for t in others])
+    assert result.env_steps == sum(t.user_attrs["env_steps"] for t in trials)
+    assert result.env_steps < 12 * seeds * 64 * 40
+    assert result.best_score == max(t.value for t in complete)
+    monkeypatch.setattr(session, "CHUNK_SECONDS", 1e-3)
+    assert facts_of(small(**settings).study) == facts_of(result.study)
+    unpruned = small(**(settings | {"prune": False, "n_trials": 6}))
+    assert unpruned.counts() == {"complete": 6}
+
+
 @pytest.mark.slow
 def test_seeded(searched):
     result, _, _ = searched
@@ -131,7 +160,7 @@ def test_better_hyperparameters_are_found():
 def test_an_interrupt_gives_up_the_batch(tmp_path, monkeypatch):
     from tensor_optix.trials.batches import Batches
 
-    def interrupted(self, members, goes_on):
+    def interrupted(self, members, goes_on, judge):
         os.kill(os.getpid(), signal.SIGINT)
         assert not goes_on()
 
