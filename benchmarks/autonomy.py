@@ -2,16 +2,17 @@
 
 PPO on eight environments, 30 seeds. Each method gets the same training steps for a seed in all: a method of one
 learner has them alone, a population of four shares them out. Everybody is evaluated equally often for each of its
-steps, so that evaluations are equal too; nobody stops early. A seed's score is that of its best policy by its own
-evaluations, in 100 fresh episodes of the deterministic policy.
+steps, so that evaluations are equal too; nobody stops early but `spawn`, with its last variant. A seed's score is that
+of its best policy by its own evaluations, in 100 fresh episodes of the deterministic policy.
 
     fixed       hyperparameters as given
     spsa        one learner, SPSA on all that PPO names (learning rate, clip range, entropy coefficient, discount)
-    rate        one learner, SPSA on the learning rate alone
+    rate        one learner, SPSA on the learning rate alone: the default
     adaptive    one learner, the tuner that chooses among tuners
     shared      four learners, one vector of hyperparameters, SPSA's slope averaged over them
     pbt         four learners from random hyperparameters, exploit and explore
     search      four learners from random hyperparameters, nothing else (random search)
+    spawn       one learner, tuned as `rate`, and up to four variants of its best policy, one after the other
 
 They start from the hyperparameters of the library's presets ("given"), or from a random point of PPO's search space,
 another for each seed ("random"): what somebody has whose problem nobody has tuned for.
@@ -43,14 +44,16 @@ STEPS = {  # training steps of one seed in all
     "Reacher-misc": 160_000,
 }
 POPULATION = 4
+ALL = ["learning_rate", "gamma", "clip_range", "entropy_coef"]
 METHODS: dict[str, dict[str, Any]] = {
     "fixed": {"tune": False},
-    "spsa": {},
-    "rate": {"tune": ["learning_rate"]},
-    "adaptive": {"tuner": "adaptive"},
+    "spsa": {"tune": ALL},
+    "rate": {},
+    "adaptive": {"tune": ALL, "tuner": "adaptive"},
     "shared": {"population": POPULATION, "exchange": {"rule": "spsa"}},
     "pbt": {"population": POPULATION, "exchange": {"rule": "pbt", "every": 1, "quantile": 0.25}},
     "search": {"population": POPULATION, "exchange": {"rule": "pbt", "every": 10**6}},
+    "spawn": {"max_spawns": POPULATION, "stop": True},
 }
 STARTS = ("given", "random")
 RESAMPLES = 2000
@@ -68,11 +71,11 @@ def run(env: str, method: str, start: str, seeds: int, share: float) -> list[flo
     steps = int(STEPS[env] * share) // settings.get("population", 1)
     members: dict[str, Any] = {"seeds": seeds}
     if start == "random":
-        space = make_plan(RunConfig(env=env)).space
+        space = make_plan(RunConfig(env=env, tune=ALL)).space
         rng = np.random.default_rng(0)
         members = {"seeds": [0], "variants": [_drawn(space, rng) for _ in range(seeds)]}
     common = {"eval_every": 2048, "eval_episodes": 16, "stop": False, "progress": False, "total_steps": steps}
-    result = tensor_optix.train(env, **members, **settings, **common)
+    result = tensor_optix.train(env, **members, **(common | settings))
     return [float(score) for score in result.scores]
 
 

@@ -1,9 +1,9 @@
 """Autonomy on against off, the same steps: DQN on CartPole-v1 and PPO on Acrobot-v1.
 
-Off is a fixed budget of steps with fixed hyperparameters, and its last policy. On is the autonomous loop over the same
-budget: it tunes, keeps the best policy and hands that back. Same networks and starting hyperparameters, by default the
-algorithm's general ones and not those of the environment's preset. Scores are of fresh episodes of the deterministic
-policy.
+Off is a fixed budget of steps with fixed hyperparameters, and its last policy. Kept is the same with the best policy
+handed back. On is the autonomous loop over the same budget: it tunes, too. Same networks and starting hyperparameters,
+by default the algorithm's general ones and not those of the environment's preset. Scores are of fresh episodes of the
+deterministic policy.
 
     python -m benchmarks.on_and_off --json
 """
@@ -45,7 +45,7 @@ def main() -> None:
                 key: list(v) if isinstance(v, tuple) else v for key, v in dataclasses.asdict(general.config).items()
             }
             given = {"config": config, "hyperparams": general.hyperparams()}
-        for side in ("off", "on"):
+        for side in ("off", "kept", "on"):
             result = train(
                 env,
                 algorithm,
@@ -59,7 +59,7 @@ def main() -> None:
                 **given,
             )
             curves = [member.curve for member in result.members]
-            scores = result.scores if side == "on" else np.asarray([curve.score[-1] for curve in curves], np.float64)
+            scores = result.scores if side != "off" else np.asarray([curve.score[-1] for curve in curves], np.float64)
             low, high = bootstrap_interval(scores, interquartile_mean)
             text = f"{float(interquartile_mean(scores)):.1f} [{low:.1f}, {high:.1f}]"
             rows.append(Row(f"{name}, {side}: IQM of {args.seeds} seeds after {steps:,} steps", text, "return"))

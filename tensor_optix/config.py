@@ -43,7 +43,7 @@ class RunConfig:
     seeds: int | list[int] = 1  # how many (0, 1, ...), or which
     total_steps: int | None = None  # training budget of each member in environment steps; None: 10 million
     target_score: float | None = None  # stop where the score stays at or above it
-    tune: bool | list[str] = True  # tune hyperparameters online: all, some by name, or none
+    tune: bool | list[str] = True  # tune hyperparameters online: the learning rate, those named here, or none
     tuner: str = "spsa"  # by which of `optimizers.registry.TUNERS`; populations tune by their exchanges
     stop: bool = True  # stop at convergence; False: use the whole budget
     config: dict[str, Any] = field(default_factory=dict)  # the algorithm's static configuration

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +28,9 @@ DEFAULT_TOTAL_STEPS = 10_000_000  # environment steps of one member
 DEFAULT_EVAL_EVERY = 4096  # environment steps
 DEFAULT_EVAL_EPISODES = 24
 DEFAULT_EVAL_MAX_STEPS = 1000
+# What one learner tunes unless the caller says otherwise: more than the learning rate has not paid, and has done harm
+# where the others were good (benchmarks/RESULTS.md, "Does tuning while training pay?").
+TUNED_ALONE = ("learning_rate",)
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,7 @@ class Plan:
     members: list[MemberSpec]
     max_windows: int
     target_score: float
-    space: SearchSpace
+    space: SearchSpace  # what is tuned, or what members and variants differ in
     meeting: Meeting | None = None  # of a run of populations, or of one that spawns
 
 
@@ -81,17 +84,20 @@ def make_plan(run: RunConfig, env: Any = None, networks: Mapping[str, Any] | Non
             f"rollback_on_degradation is for on-policy algorithms, got it with {run.algorithm}, which would go on "
             "learning from a replay that other policies filled: leave it out"
         )
-    space = _space(algorithm, run, hyper)
+    alone, space = (_space(algorithm, run, hyper, names) for names in (TUNED_ALONE, None))
     run = _filled(run, chosen, algorithm, vector, hyper[0] if not run.variants else None)
-    brain = _brain(run, space, algorithm.steps_per_window)
     meeting: Meeting | None = None
-    if run.max_spawns:
-        meeting = spawner = _spawner(run, algorithm, hyper, brain)
-        space = spawner.space
-    elif run.population > 1:
+    if run.population > 1:
+        brain = _brain(run, space, algorithm.steps_per_window)
         meeting = _exchanger(run, space, brain)
         # Its members learn on while the population does; what they take next is the exchange's choice.
         brain = dataclasses.replace(brain, tuner=None, space=search_space({}), stop_on_convergence=False)
+    else:
+        brain = _brain(run, alone, algorithm.steps_per_window)
+        if run.max_spawns:  # variants differ in more than each of them tunes
+            meeting = _spawner(run, space, brain)
+        else:
+            space = alone
     assert run.eval_episodes is not None
     assert run.eval_max_steps is not None
     assert run.total_steps is not None
@@ -167,9 +173,16 @@ def _hyperparams(
     return result
 
 
-def _space(algorithm: Any, run: RunConfig, hyper: list[dict[str, float]]) -> SearchSpace:
-    """What is tuned. The algorithm's own bounds stretch to take in the values given; the user's are a promise."""
+def _space(
+    algorithm: Any, run: RunConfig, hyper: list[dict[str, float]], default: Collection[str] | None
+) -> SearchSpace:
+    """What is tuned, or what members and variants differ in; default: names, where the caller says no more than True.
+
+    The algorithm's own bounds stretch to take in the values given; the user's are a promise.
+    """
     entries: dict[str, Any] = dict(algorithm.search_space().entries)
+    if run.tune is True and default is not None:
+        entries = {name: entry for name, entry in entries.items() if name in default}
     if isinstance(run.tune, list):
         for name in run.tune:
             if name not in entries and name not in run.search_space:
@@ -263,15 +276,15 @@ def _exchanger(run: RunConfig, space: SearchSpace, brain: AutonomyConfig) -> Exc
     return Exchanger(rule, run.population, space, scheduler, run.stop, copy_replay)
 
 
-def _spawner(run: RunConfig, algorithm: Any, hyper: list[dict[str, float]], brain: AutonomyConfig) -> Spawner:
-    """How this run spawns variants: they differ in all that the algorithm names, unless the caller names less."""
+def _spawner(run: RunConfig, space: SearchSpace, brain: AutonomyConfig) -> Spawner:
+    """How this run spawns variants."""
     config = _made(SpawnConfig, {**run.evolution, "max_spawns": run.max_spawns}, "evolution setting")
     if config.window > brain.scheduler.capacity:
         raise ConfigError(
             f"evolution.window is {config.window} evaluations, and {brain.scheduler.capacity} are remembered: give no "
             "more, or raise autonomy.dormant_threshold"
         )
-    return Spawner(config, _space(algorithm, run, hyper))
+    return Spawner(config, space)
 
 
 def _made(kind: Any, settings: Mapping[str, Any], what: str) -> Any:

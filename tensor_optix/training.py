@@ -69,7 +69,8 @@ def train(
         seeds: how many (0, 1, ...), or which ones.
         total_steps: training budget of each member, environment steps; None: 10 million.
         target_score: stop a member whose score stays at or above it.
-        tune: tune hyperparameters online: all that the algorithm names, those named here, or none.
+        tune: tune hyperparameters online: True: the learning rate (members of a population and spawned variants differ
+            in all that the algorithm names); or those named here; or none. Those in `search_space` come on top.
         tuner: by which rule: "spsa", "momentum", "backoff", "pbt" (of one learner's own history) or "adaptive".
         stop: False uses the whole budget instead of stopping at convergence.
         config: the algorithm's static settings, for example {"n_envs": 8, "hidden_sizes": [64, 64]}.

@@ -90,12 +90,22 @@ class TestSearchSpace:
         assert "gae_lambda" not in space_of()
         assert "gae_lambda" in space_of(search_space={"gae_lambda": [0.5, 0.99]})
 
-    def test_all_some_or_none_are_tuned(self):
-        assert len(space_of()) > 1
+    def test_the_learning_rate_some_or_none_are_tuned(self):
+        assert space_of().keys() == {"learning_rate"}
+        assert space_of(tune=["gamma", "clip_range"]).keys() == {"gamma", "clip_range"}
+        assert space_of(search_space={"gamma": [0.9, 0.999]}).keys() == {"learning_rate", "gamma"}
         assert space_of(tune=["gamma"]).keys() == {"gamma"}
         assert space_of(tune=False) == {}
         assert plan_of(tune=False).program.brain.tuner is None
         assert plan_of(tune=True).program.brain.tuner is not None
+
+    def test_members_and_variants_differ_in_all_that_the_algorithm_names(self):
+        named = {"learning_rate", "gamma", "clip_range", "entropy_coef"}
+        assert space_of(population=2).keys() == named
+        spawning = plan_of(max_spawns=1)
+        assert set(spawning.meeting.space.names) == named
+        assert spawning.program.brain.space.names == ("learning_rate",)  # each tunes what one learner tunes
+        assert space_of(population=2, tune=["gamma"]).keys() == {"gamma"}
 
     def test_wrong_bounds_are_refused(self):
         for bounds in ([1.0, 0.5], ["log", 0.0, 1.0], "wide", [0.9], ["cubic", 0.1, 0.2]):

@@ -117,6 +117,8 @@ def test_every_stop_reason_has_a_label_and_its_own_sentence():
         "interrupted",
         "exhausted",
         "spawn-budget",
+        "unspawned",
+        "pruned",
     ]
     sentences = [reason.describe() for reason in StopReason]
     assert len(set(sentences)) == len(sentences)
@@ -126,7 +128,7 @@ def test_every_stop_reason_has_a_label_and_its_own_sentence():
 
 def test_the_numbers_that_runs_store_do_not_move():
     assert [int(code) for code in LoopState] == [0, 1, 2, 3]
-    assert [int(code) for code in StopReason] == [0, 1, 2, 3, 4, 5, 6, 7]
+    assert [int(code) for code in StopReason] == [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]
     assert {event.name: int(event) for event in Event} == {
         "BEST": 1,
         "IMPROVING": 2,

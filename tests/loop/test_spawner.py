@@ -166,7 +166,7 @@ def test_an_interrupted_run_on_disk_ends_like_one_that_was_not(tmp_path):
 
 
 def test_places_that_were_not_needed_say_so(tmp_path):
-    result = train("CartPole-v1", seeds=1, max_spawns=3, total_steps=64 * 20, **TRAINED)
+    result = train("CartPole-v1", seeds=1, max_spawns=3, total_steps=64 * 4, **TRAINED)
     assert [m.stop_reason for m in result.members[1:]] == [StopReason.UNSPAWNED] * 3
     assert all(np.isnan(m.score) for m in result.members[1:])
     assert result.ensembles[0].members == [0]
