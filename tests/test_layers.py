@@ -13,6 +13,7 @@ LAYERS = [
     {"optimizers"},
     {"envs"},
     {"networks"},
+    {"neuroevo.graph"},
     {"algorithms"},
     {"evolution"},
     {"loop"},
@@ -66,6 +67,8 @@ def layer_of(module: str) -> str:
     parts = module.split(".")
     if len(parts) > 2 and parts[1] == "algorithms" and parts[2].startswith(FACES):
         return "adapters"
+    if parts[1:3] == ["neuroevo", "graph"]:
+        return "neuroevo.graph"
     return parts[1] if len(parts) > 1 else "__init__"
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 _ALGORITHMS = {
     "dqn": "tensor_optix.algorithms.dqn:DQN",
+    "graph_ppo": "tensor_optix.algorithms.graph_ppo:GraphPPO",
     "ppo": "tensor_optix.algorithms.ppo:PPO",
     "rainbow": "tensor_optix.algorithms.rainbow:Rainbow",
     "sac": "tensor_optix.algorithms.sac:SAC",

@@ -27,6 +27,17 @@ SMALL = {
         "hidden_size": 4,
         "sequence_length": 4,
     },
+    "graph_ppo": {
+        "n_envs": 4,
+        "n_steps": 16,
+        "n_epochs": 2,
+        "n_minibatches": 2,
+        "hidden_sizes": (4,),
+        "max_neurons": 6,
+        "cell": "trainable_gru",
+        "feedback": 1,
+        "sequence_length": 4,
+    },
     "dqn": OFF_POLICY,
     "rainbow": OFF_POLICY | {"hidden_sizes": (8, 8), "n_atoms": 11, "target_period": 5},
     "sac": OFF_POLICY,
@@ -36,6 +47,7 @@ SMALL = {
 FULL = {
     "ppo": {"clip_value": True, "normalize_observations": True, "normalize_rewards": True, "rnd": True},
     "recurrent_ppo": {"clip_value": True, "normalize_observations": True, "normalize_rewards": True, "rnd": True},
+    "graph_ppo": {"clip_value": True, "normalize_observations": True, "normalize_rewards": True, "rnd": True},
     "dqn": {"prioritized": True, "n_step": 3, "dueling": True, "hidden_sizes": (8, 8), "rnd": True},
     "rainbow": {"target_period": 0, "rnd": True},
     "sac": {"prioritized": True, "n_step": 3, "rnd": True},
@@ -59,6 +71,7 @@ OFF_POLICY_TINY = {"n_steps": 2, "train_every": 2, "updates": 1, "warmup_steps":
 TINY = {
     "ppo": {"n_envs": 2, "n_steps": 2, "n_epochs": 1, "n_minibatches": 1},
     "recurrent_ppo": {"n_envs": 2, "n_steps": 2, "n_epochs": 1, "n_minibatches": 1, "sequence_length": 2},
+    "graph_ppo": {"n_envs": 2, "n_steps": 2, "n_epochs": 1, "n_minibatches": 1, "sequence_length": 2},
     "dqn": OFF_POLICY_TINY,
     "rainbow": OFF_POLICY_TINY | {"n_step": 2},
     "sac": OFF_POLICY_TINY,
