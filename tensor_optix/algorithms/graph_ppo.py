@@ -27,7 +27,7 @@ from tensor_optix.core.permutation import permutations
 from tensor_optix.core.sparse_rows import update_rows
 from tensor_optix.envs.vector import EpisodeSums
 from tensor_optix.networks.distributions import Categorical, DiagonalGaussian
-from tensor_optix.neuroevo.graph import dale
+from tensor_optix.neuroevo.graph import dale, edits, growth
 from tensor_optix.neuroevo.graph.arrays import (
     N_GATES,
     Activation,
@@ -41,9 +41,13 @@ from tensor_optix.neuroevo.graph.arrays import (
     fresh_memory,
 )
 from tensor_optix.neuroevo.graph.forward import step
+from tensor_optix.neuroevo.graph.growth import Growth, GrowthConfig, Told
 from tensor_optix.neuroevo.graph.wiring import layered
 
 _POLICY_GAIN = 0.01  # of an actor's head: the first policy is nearly uniform
+
+
+GROWTH = GrowthConfig()
 
 
 @dataclass(frozen=True)
@@ -61,11 +65,34 @@ class GraphPPOConfig(PPOConfig):
     max_levels: int = 0  # chain of neurons there is room for; 0: as many as there are
     sequence_length: int = 1  # steps that gradients flow back through; divides n_steps
     through_delays: bool = True  # they flow back through delayed edges too, and not only through trainable cells
+    # The topology changes where this is not "off": how it grows, and the settings of `neuroevo.graph.growth`.
+    grow_op: str = "off"  # "insert_edge", "split_neuron" or "add_edge"
+    grow_cooldown: int = GROWTH.grow_cooldown
+    grow_grad_threshold: float = GROWTH.grow_grad_threshold
+    min_score_buffer: int = GROWTH.min_score_buffer
+    maturation_window: int = GROWTH.maturation_window
+    prune_edge_threshold: float = GROWTH.prune_edge_threshold
+    prune_edge_patience: int = GROWTH.prune_edge_patience
+    prune_neuron_threshold: float = GROWTH.prune_neuron_threshold
+    merge_similarity_threshold: float = GROWTH.merge_similarity_threshold
+    merge_check_interval: int = GROWTH.merge_check_interval
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.activation not in ACTIVATIONS:
+            raise ValueError(f"activation of a neuron must be one of {', '.join(ACTIVATIONS)}, got {self.activation!r}")
         if self.cell not in CELLS:
             raise ValueError(f"cell must be one of {', '.join(CELLS)}, got {self.cell!r}")
+        if self.grow_op not in ("off", *growth.GROW_OPS):
+            raise ValueError(f"grow_op must be off, {', '.join(growth.GROW_OPS)}, got {self.grow_op!r}")
+        if self.grow_op == "add_edge" and not max(self.max_delay, self.feedback):
+            raise ValueError("grow_op=add_edge adds delayed edges: give them room with max_delay=3")
+        if self.grow_op in ("insert_edge", "split_neuron") and self.max_neurons <= sum(self.hidden_sizes):
+            raise ValueError(
+                f"grow_op={self.grow_op} needs room for more hidden neurons than {sum(self.hidden_sizes)}: set "
+                f"max_neurons, got {self.max_neurons}"
+            )
+        self.growth  # noqa: B018  its own checks
         if not self.hidden_sizes:
             raise ValueError("hidden_sizes must name a layer of neurons or more, got none")
         least = {"feedback": 0, "max_neurons": 0, "max_delay": 0, "max_levels": 0, "sequence_length": 1}
@@ -90,8 +117,20 @@ class GraphPPOConfig(PPOConfig):
         """Sequences of a window: what minibatches are drawn from."""
         return self.n_envs * (self.n_steps // self.sequence_length)
 
+    @property
+    def growth(self) -> GrowthConfig | None:
+        """How the topology changes; None: it does not."""
+        if self.grow_op == "off":
+            return None
+        names = {field.name for field in dataclasses.fields(self)}
+        return GrowthConfig(
+            **{f.name: getattr(self, f.name) for f in dataclasses.fields(GrowthConfig) if f.name in names}
+        )
+
 
 CELLS = {kind.name.lower(): kind for kind in Kind}
+ACTIVATIONS = {activation.name.lower(): activation for activation in Activation}
+ACTIVATIONS = {activation.name.lower(): activation for activation in Activation}
 
 
 class GraphPolicy(struct.PyTreeNode):
@@ -110,6 +149,16 @@ class GraphLearner(PPOLearner):
 
     topology: Topology
     memory: Memory  # [N, ...], before `obs`
+    growing: Any  # Growing, or () where the topology stays
+
+
+class Growing(struct.PyTreeNode):
+    """What decides on the topology."""
+
+    growth: Growth
+    mean: jax.Array  # [neurons] float32, summed values of the windows since the evaluation before
+    size: jax.Array  # [neurons] float32, summed |values|
+    windows: jax.Array  # [] int32, how many they are
 
 
 class Trace(NamedTuple):
@@ -118,6 +167,7 @@ class Trace(NamedTuple):
     rollout: Rollout
     value: jax.Array  # [T, N] float32
     memory: Memory  # [T, N, ...], before each observation
+    activity: Any  # mean and mean |value| of each neuron, [T, neurons] each; () where the topology stays
 
 
 class Sequences(NamedTuple):
@@ -156,7 +206,7 @@ class GraphPPO(BasePPO):
             delays=max(config.max_delay, config.feedback, int(gated)),
             levels=max(config.max_levels, len(config.hidden_sizes) + 1),
             gated=gated,
-            activations=tuple(sorted({Activation.LINEAR, Activation[config.activation.upper()]})),
+            activations=tuple(sorted({Activation.LINEAR, ACTIVATIONS[config.activation]})),
         )
 
     @property
@@ -169,7 +219,7 @@ class GraphPPO(BasePPO):
         config = self.config
         key_graph, key_env = jax.random.split(key)
         key_env, key_novelty = jax.random.split(key_env) if config.rnd else (key_env, key_env)
-        kind, activation = CELLS[config.cell], Activation[config.activation.upper()]
+        kind, activation = CELLS[config.cell], ACTIVATIONS[config.activation]
         gains = [_POLICY_GAIN] * self._n_actions + [1.0]
         graph = layered(self.capacity, config.hidden_sizes, activation, kind, config.feedback, gains, key_graph)
         params = self.params_of(graph)
@@ -187,6 +237,7 @@ class GraphPPO(BasePPO):
             window=jnp.int32(0),
             topology=graph.topology,
             memory=fresh_memory(self.capacity, (config.n_envs,)),
+            growing=self._init_growing(),
         )
 
     def window(self, learner: GraphLearner, hyper: Hyperparams, key: jax.Array) -> tuple[GraphLearner, WindowStats]:
@@ -202,6 +253,7 @@ class GraphPPO(BasePPO):
             reward_scale=reward_scale,
             novelty=known,
             window=learner.window + jnp.int32(1),
+            growing=self._watched(learner, trace),
         )
         carried = (ravel_pytree(params)[0], opt, after.obs_moments, reward_scale, known, after.memory)
         stats = WindowStats(
@@ -226,11 +278,9 @@ class GraphPPO(BasePPO):
         For observations [*batch, I] and memories [*batch, ...]; one memory stands for that of every observation.
         """
         normalized = self._normalize(policy.moments, obs)
-        batch = obs.shape[:-1]
-        carry = Memory(
-            jnp.broadcast_to(carry.past, (*batch, *carry.past.shape[-2:])),
-            jnp.broadcast_to(carry.cell, (*batch, carry.cell.shape[-1])),
-        )
+        # One memory may stand for that of every observation.
+        carry = jax.tree.map(lambda x, one: jnp.broadcast_to(x, (*obs.shape[:-1], *one.shape)), carry,
+                             self.initial_carry())  # fmt: skip
         out, carry, _ = step(self.graph_of(policy.params, policy.topology), carry, normalized)
         dist = self._distribution(out, policy.params, normalized)
         if deterministic:
@@ -238,12 +288,19 @@ class GraphPPO(BasePPO):
         return dist.sample(dist.noise(key, dist.noise_shape)), carry
 
     def snapshot(self, learner: GraphLearner) -> Any:  # type: ignore[override]
-        return (super().snapshot(learner), learner.topology)
+        return (super().snapshot(learner), learner.topology, learner.growing)
 
     def restore(self, learner: GraphLearner, snapshot: Any) -> GraphLearner:  # type: ignore[override]
-        rest, topology = snapshot
+        """The graph comes back with what is known of its neurons; how often and when it grew is not undone."""
+        rest, topology, growing = snapshot
         restored: Any = super().restore(learner, rest)
-        return restored.replace(topology=topology)
+        if self.config.growth:
+            now, then = learner.growing.growth, growing.growth
+            parts = ("activity", "age", "importance", "weak")
+            growing = growing.replace(growth=now.replace(**{name: getattr(then, name) for name in parts}))
+        # What episodes remember is of other neurons now.
+        memory = jax.tree.map(jnp.zeros_like, learner.memory) if self.config.growth else learner.memory
+        return restored.replace(topology=topology, growing=growing, memory=memory)
 
     def reset_envs(self, learner: GraphLearner, key: jax.Array) -> GraphLearner:
         env_state, obs = self.env.reset(key, self.config.n_envs)
@@ -276,6 +333,61 @@ class GraphPPO(BasePPO):
             return self._categorical(logits, obs)
         return DiagonalGaussian(logits, jnp.broadcast_to(params["log_std"], logits.shape))
 
+    # -- growing -------------------------------------------------------------------------------------------
+
+    @property
+    def grows(self) -> bool:
+        """Whether the driver has to tell of evaluations."""
+        return self.config.growth is not None
+
+    def evaluated(self, learner: GraphLearner, score: jax.Array, key: jax.Array) -> tuple[GraphLearner, jax.Array]:
+        """The learner after an evaluation, which may have changed its topology, and whether it has grown ([] bool).
+
+        Weights that were not touched keep the optimiser's moments; new ones start without, and learn from the next
+        window on.
+        """
+        config, growing = self.config.growth, learner.growing
+        assert config is not None
+        graph = self.graph_of(learner.params, learner.topology)
+        unravel = ravel_pytree(learner.params)[1]
+        moments = [unravel(flat) for flat in (learner.opt.mu, learner.opt.nu)]
+        windows = jnp.maximum(growing.windows, 1).astype(jnp.float32)
+        told = Told(score, growing.mean / windows, growing.size / windows, self._weights(moments[0]))
+        decided = growth.step(config, graph, growing.growth, learner.memory, told, key)
+        untouched = edits.kept(graph, decided.graph)
+        mu, nu = (ravel_pytree(self._masked(tree, untouched))[0] for tree in moments)
+        fresh = self._init_growing()
+        after = learner.replace(
+            params={**learner.params, **self.params_of(decided.graph)},
+            opt=learner.opt._replace(mu=mu, nu=nu),
+            topology=decided.graph.topology,
+            memory=decided.memory,
+            growing=fresh.replace(growth=decided.growth),
+        )
+        return after, decided.grew
+
+    def _init_growing(self) -> Any:
+        if self.config.growth is None:
+            return ()
+        nothing = jnp.zeros((self.capacity.neurons,), jnp.float32)
+        return Growing(growth.init(self.config.growth, self.capacity), nothing, nothing, jnp.int32(0))
+
+    def _watched(self, learner: GraphLearner, trace: Trace) -> Any:
+        if self.config.growth is None:
+            return ()
+        growing, (mean, size) = learner.growing, trace.activity
+        return growing.replace(
+            mean=growing.mean + mean.mean(axis=0), size=growing.size + size.mean(axis=0), windows=growing.windows + 1
+        )
+
+    def _weights(self, params: dict[str, jax.Array]) -> Weights:
+        return self.graph_of(params, Topology(*[jnp.zeros(0)] * 5)).weights
+
+    def _masked(self, tree: dict[str, jax.Array], untouched: Weights) -> dict[str, jax.Array]:
+        """What stands beside the parameters, with zeros beside those that an edit has touched."""
+        masks = {"edges": untouched.edges, "bias": untouched.bias, "gates": untouched.gates}
+        return {k: jnp.where(masks[k], x, jnp.float32(0.0)) if k in masks else x for k, x in tree.items()}
+
     # -- collecting ----------------------------------------------------------------------------------------
 
     def _collect(self, learner: GraphLearner, key: jax.Array) -> tuple[GraphLearner, Trace, EpisodeSums]:
@@ -290,12 +402,13 @@ class GraphPPO(BasePPO):
             env_state, obs, memory = state
             noise_t, key_step = xs
             normalized = self._normalize(learner.obs_moments, obs)
-            outputs, after, _ = step(graph, memory, normalized)
+            outputs, after, values = step(graph, memory, normalized)
+            activity = (values.mean(axis=0), jnp.abs(values).mean(axis=0)) if self.config.growth else ()
             dist = self._distribution(outputs, learner.params, normalized)
             action = dist.sample(noise_t)
             env_state, out = self.env.step(key_step, env_state, action)
             row = Rollout(obs, action, dist.log_prob(action), out.reward, out.terminated, out.truncated, out.final_obs)
-            return (env_state, out.obs, forgotten(after, out.done)), Trace(row, outputs[..., -1], memory)
+            return (env_state, out.obs, forgotten(after, out.done)), Trace(row, outputs[..., -1], memory, activity)
 
         start = (learner.env_state, learner.obs, learner.memory)
         (env_state, obs, memory), trace = jax.lax.scan(one_step, start, (noise, keys[1:]))
@@ -322,8 +435,8 @@ class GraphPPO(BasePPO):
     def _cut(self, x: jax.Array) -> jax.Array:
         """[T, N, ...] -> [S, L, ...]."""
         length, n_envs = self.config.sequence_length, self.config.n_envs
-        x = x.reshape(-1, length, n_envs, *x.shape[2:])
-        return jnp.swapaxes(x, 1, 2).reshape(-1, length, *x.shape[3:])
+        x = x.reshape(x.shape[0] // length, length, n_envs, *x.shape[2:])
+        return jnp.swapaxes(x, 1, 2).reshape(self.config.n_sequences, length, *x.shape[3:])
 
     def _final_values(self, learner: GraphLearner, trace: Trace) -> jax.Array:
         """V(final observation) [T, N] where an episode was truncated, 0 elsewhere.

@@ -182,6 +182,42 @@ PRESETS: dict[tuple[str, str], Preset] = {
         hyperparams={"learning_rate": 5e-4},
         run={"eval_every": 8192},
     ),
+    ("graph_ppo", "CartPole-v1"): Preset(
+        config={"n_envs": 8, "n_steps": 64, "n_epochs": 4, "n_minibatches": 8},
+        hyperparams={"learning_rate": 3e-3, "gamma": 0.98, "gae_lambda": 0.9},
+        run={"eval_every": 2048},
+    ),
+    ("graph_ppo", "MaskedCartPole-v1"): Preset(
+        config={
+            "n_envs": 8,
+            "n_steps": 128,
+            "n_epochs": 4,
+            "n_minibatches": 4,
+            "hidden_sizes": [24],
+            "feedback": 2,
+            "sequence_length": 32,
+            "normalize_observations": True,
+        },
+        hyperparams={"learning_rate": 2e-3},
+        run={"eval_every": 8192},
+    ),
+    ("graph_ppo", "Pendulum-v1"): Preset(
+        config={
+            "n_envs": 8,
+            "n_steps": 256,
+            "n_epochs": 10,
+            "n_minibatches": 16,
+            "hidden_sizes": [32],
+            "normalize_rewards": True,
+        },
+        hyperparams={"learning_rate": 1e-3, "gamma": 0.95, "clip_range": 0.1},
+        run={"eval_every": 4096},
+    ),
+    ("graph_ppo", "Acrobot-v1"): Preset(
+        config={"n_envs": 16, "n_steps": 128, "n_epochs": 4, "n_minibatches": 16},
+        hyperparams={"learning_rate": 1e-3, "entropy_coef": 0.01},
+        run={"eval_every": 8192},
+    ),
     ("recurrent_ppo", "MemoryChain-bsuite"): Preset(
         config={
             "n_envs": 16,

@@ -22,12 +22,12 @@ from jax.sharding import PartitionSpec as P
 from tensor_optix.algorithms.contract import Algorithm, Learner, Policy, Snapshot, WindowStats
 from tensor_optix.core import autonomy
 from tensor_optix.core.autonomy import AutonomyConfig, AutonomyState
-from tensor_optix.core.types import Decision, Scores
+from tensor_optix.core.types import Decision, Scores, StopReason
 from tensor_optix.envs.evaluate import EpisodeStats, evaluate_with_carry
 from tensor_optix.loop.packing import Packed, pack
 
 MEMBERS = "members"  # name of the mesh axis
-_LEARN, _EVALUATE, _RESET = 0, 1, 2  # what a window draws random numbers for
+_LEARN, _EVALUATE, _RESET, _GROW = 0, 1, 2, 3  # what a window draws random numbers for
 
 
 class Member(struct.PyTreeNode):
@@ -96,6 +96,8 @@ class Program:
         )
         brain, decision = self._decide(members.brain, Scores(score, due, stats.finite))
         best, learner = self._obey(decision, learner, members.best, partial(key, _RESET))
+        if getattr(algorithm, "grows", False):
+            learner, brain = self._tell(learner, brain, score, active & due, partial(key, _GROW))
         new = Member(members.key, brain, learner, best)
         if shape:  # a single member is left before it could run on
             new = jax.lax.cond(jnp.all(active), lambda: new, lambda: _select(active, new, members))
@@ -173,6 +175,21 @@ class Program:
         learner = _where(decision.rollback, lambda learner: each(algorithm.restore)(learner, best), learner)
         learner = _where(decision.reset_envs, lambda learner: each(algorithm.reset_envs)(learner, key()), learner)
         return best, learner
+
+    def _tell(
+        self, learner: Learner, brain: AutonomyState, score: jax.Array, due: jax.Array, key: Callable[[], jax.Array]
+    ) -> tuple[Learner, AutonomyState]:
+        """Tell an algorithm that changes its networks of an evaluation; one that has grown gets a fresh patience."""
+        each = partial(_each, due.shape)
+
+        def told(state: tuple[Learner, AutonomyState]) -> tuple[Learner, AutonomyState]:
+            learner, grew = each(self.algorithm.evaluated)(state[0], score, key())  # type: ignore[attr-defined]
+            resumed = each(partial(autonomy.resume, self.brain))(state[1])
+            # A run that has just ended for good (budget, target, NaN) stays ended.
+            goes_on = grew & (~state[1].done | (state[1].stop_reason == StopReason.CONVERGED))
+            return learner, _where(goes_on, lambda _: resumed, state[1])
+
+        return _where(due, told, (learner, brain))
 
 
 def make_mesh(devices: list[Any]) -> Mesh:

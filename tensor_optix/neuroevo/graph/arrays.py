@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -134,8 +135,8 @@ class Graph(struct.PyTreeNode):
 class Memory(struct.PyTreeNode):
     """What a graph carries from step to step. Batch axes in front."""
 
-    past: jax.Array  # [..., D, N] float32, values of the D steps before, the newest first
-    cell: jax.Array  # [..., N] float32, of LSTM neurons; [..., 0] where none may occur
+    past: Any  # [..., D, N] float32, values of the D steps before, the newest first; () without delays
+    cell: Any  # [..., N] float32, of LSTM neurons; () where no gated neurons may occur
 
 
 def empty(capacity: Capacity) -> Graph:
@@ -151,9 +152,10 @@ def empty(capacity: Capacity) -> Graph:
 
 def fresh_memory(capacity: Capacity, batch: tuple[int, ...] = ()) -> Memory:
     """Nothing remembered: the start of an episode."""
-    cells = capacity.neurons if capacity.gated else 0
+    n, d = capacity.neurons, capacity.delays
     return Memory(
-        jnp.zeros((*batch, capacity.delays, capacity.neurons), jnp.float32), jnp.zeros((*batch, cells), jnp.float32)
+        jnp.zeros((*batch, d, n), jnp.float32) if d else (),
+        jnp.zeros((*batch, n), jnp.float32) if capacity.gated else (),
     )
 
 

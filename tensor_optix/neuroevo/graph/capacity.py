@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tensor_optix.neuroevo.graph.arrays import Capacity, Graph, Memory, Topology, Weights
+from tensor_optix.neuroevo.graph.arrays import Capacity, Graph, Memory, Topology, Weights, fresh_memory
 
 
 def grown(capacity: Capacity, **room: int) -> Capacity:
@@ -71,14 +71,12 @@ def pad_weights(weights: Weights, old: Capacity, new: Capacity) -> Weights:
 
 
 def pad_memory(memory: Memory, old: Capacity, new: Capacity) -> Memory:
-    """A memory [*batch, ...] at a larger capacity."""
-    place, batch = _places(old, new), memory.past.shape[:-2]
-    past = jnp.zeros((*batch, new.delays, new.neurons), jnp.float32)
-    past = past.at[(..., *np.ix_(np.arange(old.delays), place))].set(memory.past)
-    cell = jnp.zeros((*batch, new.neurons if new.gated else 0), jnp.float32)
-    if old.gated:
-        cell = cell.at[..., place].set(memory.cell)
-    return Memory(past, cell)
+    """A memory [*batch, ...] at a larger capacity; where there was none, that of one graph without batch axes."""
+    place = _places(old, new)
+    batch = memory.past.shape[:-2] if old.delays else ()
+    fresh = fresh_memory(new, batch)
+    past = fresh.past.at[(..., *np.ix_(np.arange(old.delays), place))].set(memory.past) if old.delays else fresh.past
+    return Memory(past, fresh.cell.at[..., place].set(memory.cell) if old.gated else fresh.cell)
 
 
 def pad_observation(obs: Any, capacity: Capacity) -> jax.Array:

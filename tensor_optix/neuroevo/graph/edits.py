@@ -8,6 +8,9 @@ act; `dale` translates.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import struct
@@ -192,21 +195,31 @@ def merge(graph: Graph, a: jax.Array, b: jax.Array) -> Edited:
     return _settled(graph, after, ok, same[0], same[1], same[2].at[b].set(0))
 
 
+def unless(refused: jax.Array, graph: Graph, edited: Edited) -> Edited:
+    """The edit, or none: refused [] bool."""
+    return _settled(graph, edited.graph, edited.ok & ~refused, edited.source, edited.shift, edited.scale)
+
+
 def carried(edited: Edited, memory: Memory) -> Memory:
     """The memory [*batch, ...] of an episode that goes on with the edited graph."""
 
-    def one(memory: Memory) -> Memory:
-        delays = memory.past.shape[0]
+    def past_of(past: jax.Array) -> jax.Array:
+        delays = past.shape[0]
         steps = jnp.arange(delays, dtype=jnp.int32)[:, None] + edited.shift[None, :]
-        past = memory.past[jnp.minimum(steps, max(delays - 1, 0)), edited.source[None, :]] * edited.scale[None, :]
-        past = jnp.where(steps < delays, past, jnp.float32(0.0))
-        if memory.cell.shape[0] == 0:
-            return Memory(past, memory.cell)
-        return Memory(past, jnp.where(edited.scale != 0, memory.cell[edited.source], jnp.float32(0.0)))
+        taken = past[jnp.minimum(steps, delays - 1), edited.source[None, :]] * edited.scale[None, :]
+        return jnp.where(steps < delays, taken, jnp.float32(0.0))
 
-    for _ in memory.past.shape[:-2]:
-        one = jax.vmap(one)
-    return one(memory)
+    def cell_of(cell: jax.Array) -> jax.Array:
+        return jnp.where(edited.scale != 0, cell[edited.source], jnp.float32(0.0))
+
+    def mapped(f: Callable[[jax.Array], jax.Array], x: Any, rank: int) -> Any:
+        if isinstance(x, tuple):  # there is no such memory
+            return x
+        for _ in range(x.ndim - rank):
+            f = jax.vmap(f)
+        return f(x)
+
+    return Memory(mapped(past_of, memory.past, 2), mapped(cell_of, memory.cell, 1))
 
 
 def learnable(topology: Topology) -> Weights:

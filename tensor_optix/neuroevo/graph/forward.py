@@ -47,7 +47,7 @@ def _one(
     capacity, topology, weights = graph.capacity, graph.topology, graph.weights
     n_in = capacity.inputs
     inputs = jnp.where(topology.role[:n_in] == int(Role.INPUT), obs, jnp.float32(0.0))
-    past = memory.past if through_delays else jax.lax.stop_gradient(memory.past)
+    past = memory.past if through_delays else jax.lax.stop_gradient(memory.past)  # () without delays
     fixed = weights.bias[n_in:] + matrix[0, n_in:, :n_in] @ inputs
     for d in range(capacity.delays):
         fixed = fixed + matrix[d + 1, n_in:] @ past[d]
@@ -73,5 +73,5 @@ def _one(
     if capacity.gated:
         cell = jnp.concatenate([memory.cell[:n_in], cell])
     everything = jnp.concatenate([inputs, values])
-    kept = jnp.concatenate([everything[None], memory.past])[: capacity.delays]
+    kept = jnp.concatenate([everything[None], memory.past])[: capacity.delays] if capacity.delays else ()
     return values[: capacity.outputs], Memory(kept, cell), everything

@@ -1,0 +1,300 @@
+"""When a graph grows, prunes and merges: three signals, pure decisions, one region at a time.
+
+After every evaluation the region is told the score and what its neurons did since the last (`Told`). It grows where all
+three signals agree: the score does not rise (a t-test on its slope), its residuals are autocorrelated (there is
+structure that the graph does not capture), and most hidden neurons still get gradients (none is idle). Edges that stay
+weak, neurons that do nothing and neurons that do the same go.
+
+The slope's standard error counts the effective sample size n (1 - r) / (1 + r) of autocorrelated residuals, as the
+scheduler's test does (core/convergence.py). On scores without any trend or autocorrelation r is normal with standard
+deviation 1 / sqrt(n), so that a test grows by chance with a probability of 2.3 % at `autocorrelation` = 2.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from tensor_optix.core.convergence import newest, push
+from tensor_optix.neuroevo.graph import dale, edits
+from tensor_optix.neuroevo.graph.arrays import Capacity, Graph, Memory, Role, Weights
+
+SCORES = 200  # newest scores that are looked at
+GROW_OPS = ("insert_edge", "split_neuron", "add_edge")
+_SPLIT_SHARE = 0.6  # unequal, so that the two get different gradients
+_EDGE, _DELAY = 0, 1  # what growing draws random numbers for
+
+
+@dataclass(frozen=True)
+class GrowthConfig:
+    """Static settings. Counts are evaluations.
+
+    Raises:
+      ValueError: a setting is out of its range.
+    """
+
+    grow_op: str = "insert_edge"  # on the heaviest edge; "split_neuron": the most active; "add_edge": a random one
+    slope: float = 2.0  # standard errors above which the score counts as rising
+    autocorrelation: float = 2.0  # times 1 / sqrt(n), above which residuals have structure
+    grow_grad_threshold: float = 0.7  # share of hidden neurons that get gradients
+    grad_eps: float = 1e-6  # of a neuron's gradients together
+    grow_cooldown: int = 20  # between two growths
+    min_score_buffer: int = 30  # scores before the first
+    maturation_window: int = 30  # age below which nothing of a neuron is pruned
+    prune_edge_threshold: float = 1e-3
+    prune_edge_patience: int = 10  # in a row below it
+    prune_neuron_threshold: float = 1e-4  # of its importance: weight of its edges times its activity
+    min_prune_observations: int = 10
+    merge_similarity_threshold: float = 0.95  # Pearson's correlation of two neurons' activities
+    merge_check_interval: int = 50
+    act_history_len: int = 100
+    min_merge_samples: int = 10
+    min_hidden_neurons: int = 1
+    max_neurons: int = 256  # of all roles
+
+    def __post_init__(self) -> None:
+        if self.grow_op not in GROW_OPS:
+            raise ValueError(f"grow_op must be one of {', '.join(GROW_OPS)}, got {self.grow_op!r}")
+        for name, least in (
+            ("min_score_buffer", 4),
+            ("grow_cooldown", 0),
+            ("maturation_window", 0),
+            ("prune_edge_patience", 1),
+            ("min_prune_observations", 1),
+            ("merge_check_interval", 1),
+            ("act_history_len", 2),
+            ("min_hidden_neurons", 0),
+        ):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        if self.min_score_buffer > SCORES:
+            raise ValueError(f"min_score_buffer must be at most {SCORES}, got {self.min_score_buffer}")
+
+
+class Growth(struct.PyTreeNode):
+    """What a region remembers of itself."""
+
+    scores: jax.Array  # [200] float32, newest last
+    n_scores: jax.Array  # [] int32
+    since_grown: jax.Array  # [] int32, evaluations
+    evaluations: jax.Array  # [] int32
+    utilisation: jax.Array  # [H] float32, shares of hidden neurons with gradients, newest last
+    activity: jax.Array  # [H, N] float32, mean value of each neuron since the evaluation before, newest last
+    age: jax.Array  # [N] int32, evaluations that the neuron has been through
+    importance: jax.Array  # [N] float32, summed over `age`
+    weak: jax.Array  # [1 + D, N, N] int16, evaluations in a row that the edge was below the threshold
+    counts: jax.Array  # [3] int32: grown, pruned, merged
+
+
+class Told(NamedTuple):
+    """What a region is told after an evaluation."""
+
+    score: jax.Array  # [] float32, higher is better
+    mean: jax.Array  # [N] float32, mean value of each neuron
+    size: jax.Array  # [N] float32, mean |value|
+    gradient: Weights  # of the loss, or its running mean
+
+
+class Decision(NamedTuple):
+    """A region after its decisions."""
+
+    graph: Graph
+    growth: Growth
+    memory: Memory
+    changed: jax.Array  # [] bool, the topology is another
+    grew: jax.Array  # [] bool
+
+
+def init(config: GrowthConfig, capacity: Capacity) -> Growth:
+    """Nothing seen."""
+    n, zero = capacity.neurons, jnp.int32(0)
+    history = config.act_history_len
+    return Growth(
+        scores=jnp.zeros((SCORES,), jnp.float32),
+        n_scores=zero,
+        since_grown=jnp.int32(config.grow_cooldown),
+        evaluations=zero,
+        utilisation=jnp.zeros((history,), jnp.float32),
+        activity=jnp.zeros((history, n), jnp.float32),
+        age=jnp.zeros((n,), jnp.int32),
+        importance=jnp.zeros((n,), jnp.float32),
+        weak=jnp.zeros((1 + capacity.delays, n, n), jnp.int16),
+        counts=jnp.zeros((3,), jnp.int32),
+    )
+
+
+def step(config: GrowthConfig, graph: Graph, growth: Growth, memory: Memory, told: Told, key: jax.Array) -> Decision:
+    """Remember an evaluation, then prune, merge or grow: at most one edit of each kind, and edges as many as are due.
+
+    Args:
+        config: static.
+        graph, growth: the region.
+        memory: of the episodes that go on, [*batch, ...].
+        told: a score that is not finite is passed over.
+        key: consumed; of `add_edge` only.
+    """
+    growth = _remember(config, graph, growth, told)
+    before = graph
+    graph, growth = _prune_edges(config, graph, growth)
+    wants_merge = growth.evaluations % config.merge_check_interval == 0
+    grows = _wants_growth(config, graph, growth)
+    pruned = _weakest_neuron(config, graph, growth, told)
+    graph, growth, memory = _apply(graph, growth, memory, pruned, 1)
+    merged = _most_alike(config, graph, growth, wants_merge)
+    graph, growth, memory = _apply(graph, growth, memory, merged, 2)
+    edited = edits.unless(~grows, graph, _grown(config, graph, told, key))
+    graph, growth, memory = _apply(graph, growth, memory, edited, 0)
+    growth = growth.replace(since_grown=jnp.where(edited.ok, jnp.int32(0), growth.since_grown))
+    changed = (graph.topology.edges != before.topology.edges).any()
+    return Decision(graph, growth, memory, changed, edited.ok)
+
+
+def signals(config: GrowthConfig, growth: Growth) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The three, [] bool each: the score does not rise; residuals are autocorrelated; neurons are utilised."""
+    size = growth.scores.shape[0]
+    count = jnp.minimum(growth.n_scores, size)
+    n = jnp.maximum(count, 2).astype(jnp.float32)
+    valid = newest(size, count)
+    time = jnp.where(valid, jnp.arange(size, dtype=jnp.float32) - (jnp.float32(size - 1) - (n - 1) / 2), 0.0)
+    centred = jnp.where(valid, growth.scores - growth.scores[-1], 0.0)
+    centred = jnp.where(valid, centred - centred.sum() / n, 0.0)
+    spread = jnp.maximum((time * time).sum(), 1e-6)
+    slope = (time * centred).sum() / spread
+    residual = centred - slope * time
+    square = (residual * residual).sum()
+    both = valid[1:] & valid[:-1]
+    r = jnp.where(square > 0, jnp.where(both, residual[1:] * residual[:-1], 0.0).sum() / jnp.maximum(square, 1e-30), 0)
+    r = jnp.clip(r, -0.99, 0.99)
+    effective = jnp.clip(n * (1 - r) / (1 + r), 2.0, n)
+    error = jnp.sqrt(square / jnp.maximum(effective - 2, 1.0) / spread)
+    stands = ~(slope > config.slope * error) | (square == 0)
+    history = newest(growth.utilisation.shape[0], jnp.minimum(growth.evaluations, growth.utilisation.shape[0]))
+    utilised = jnp.where(history, growth.utilisation, 0.0).sum() / jnp.maximum(history.sum(), 1)
+    return stands, r > config.autocorrelation / jnp.sqrt(n), utilised > config.grow_grad_threshold
+
+
+def utilisation(config: GrowthConfig, graph: Graph, gradient: Weights) -> jax.Array:
+    """[] float32, the share of hidden neurons whose gradients, of the bias and of all edges, exceed `grad_eps`."""
+    hidden = graph.topology.role == int(Role.HIDDEN)
+    size = jnp.abs(gradient.bias) + jnp.abs(gradient.edges).sum(axis=(0, 1)) + jnp.abs(gradient.edges).sum(axis=(0, 2))
+    used = (hidden & (size > config.grad_eps)).sum()
+    return used.astype(jnp.float32) / jnp.maximum(hidden.sum(), 1).astype(jnp.float32)
+
+
+def _remember(config: GrowthConfig, graph: Graph, growth: Growth, told: Told) -> Growth:
+    valid, there = jnp.isfinite(told.score), graph.topology.role != int(Role.ABSENT)
+    matrix = jnp.abs(dale.effective(graph))
+    importance = (matrix.sum(axis=(0, 1)) + matrix.sum(axis=(0, 2))) * told.size
+    weak = graph.topology.edges & (matrix < config.prune_edge_threshold)
+    streak = jnp.where(weak, jnp.minimum(growth.weak, 30_000) + 1, 0).astype(jnp.int16)
+    return growth.replace(
+        scores=jnp.where(valid, push(growth.scores, jnp.where(valid, told.score, 0.0)), growth.scores),
+        n_scores=growth.n_scores + valid.astype(jnp.int32),
+        since_grown=growth.since_grown + 1,
+        evaluations=growth.evaluations + 1,
+        utilisation=push(growth.utilisation, utilisation(config, graph, told.gradient)),
+        activity=jnp.concatenate([growth.activity[1:], told.mean[None]]),
+        age=jnp.where(there, growth.age + 1, 0),
+        importance=jnp.where(there, growth.importance + importance, 0.0),
+        weak=streak,
+    )
+
+
+def _wants_growth(config: GrowthConfig, graph: Graph, growth: Growth) -> jax.Array:
+    stands, structured, utilised = signals(config, growth)
+    enough = (growth.n_scores >= config.min_score_buffer) & (growth.since_grown >= config.grow_cooldown)
+    room = (graph.topology.role != int(Role.ABSENT)).sum() < config.max_neurons
+    return stands & structured & utilised & enough & room
+
+
+def _prune_edges(config: GrowthConfig, graph: Graph, growth: Growth) -> tuple[Graph, Growth]:
+    """All edges that have been weak for long enough, and whose both ends are mature."""
+    old = growth.age >= config.maturation_window
+    due = (growth.weak >= config.prune_edge_patience) & (old[None, None, :] & old[None, :, None])
+    edges = graph.topology.edges & ~due
+    after = graph.replace(
+        topology=graph.topology.replace(edges=edges),
+        weights=graph.weights.replace(edges=jnp.where(edges, graph.weights.edges, jnp.float32(0.0))),
+    )
+    pruned = (graph.topology.edges & due).sum(dtype=jnp.int32)
+    return after, growth.replace(counts=growth.counts.at[1].add(pruned), weak=jnp.where(due, 0, growth.weak))
+
+
+def _weakest_neuron(config: GrowthConfig, graph: Graph, growth: Growth, told: Told) -> edits.Edited:
+    """Prune the least important hidden neuron, if it is unimportant, mature and without gradient."""
+    hidden = graph.topology.role == int(Role.HIDDEN)
+    seen = growth.age >= jnp.int32(max(config.min_prune_observations, config.maturation_window))
+    mean = growth.importance / jnp.maximum(growth.age, 1).astype(jnp.float32)
+    idle = jnp.abs(told.gradient.bias) < config.grad_eps
+    due = hidden & seen & idle & (mean < config.prune_neuron_threshold) & (hidden.sum() > config.min_hidden_neurons)
+    slot = jnp.argmin(jnp.where(due, mean, jnp.inf)).astype(jnp.int32)
+    return edits.unless(~due.any(), graph, edits.prune_neuron(graph, slot))
+
+
+def _most_alike(config: GrowthConfig, graph: Graph, growth: Growth, due: jax.Array) -> edits.Edited:
+    """Merge the two hidden neurons of one kind whose activities correlate most, if they do enough."""
+    topology, history = graph.topology, growth.activity
+    samples = jnp.minimum(growth.age, history.shape[0])  # what a slot held before is not its own
+    time = jnp.arange(history.shape[0], dtype=jnp.int32)[:, None] >= history.shape[0] - samples[None, :]
+    n = time.astype(jnp.float32)
+    pairs = n.T @ n
+    values = jnp.where(time, history, 0.0)
+    # Pearson's correlation over what both have been through
+    sums, squares, products = values.T @ n, (values**2).T @ n, values.T @ values
+    total = jnp.maximum(pairs, 1.0)
+    covariance = products / total - (sums / total) * (sums.T / total)
+    variance = jnp.maximum(squares / total - (sums / total) ** 2, 0.0)
+    scale = jnp.sqrt(variance * variance.T)
+    correlation = jnp.where(scale > 1e-12, covariance / jnp.maximum(scale, 1e-12), 0.0)
+    hidden = topology.role == int(Role.HIDDEN)
+    mature = hidden & (growth.age >= config.maturation_window)
+    alike = jnp.triu(jnp.ones_like(correlation, bool), 1) & (mature[:, None] & mature[None, :])
+    for field in (topology.kind, topology.activation, topology.cell_type):
+        alike = alike & (field[:, None] == field[None, :])
+    alike = alike & (pairs >= config.min_merge_samples)
+    worth = jnp.where(alike, correlation, -jnp.inf)
+    best = jnp.argmax(worth)
+    a, b = (best // worth.shape[1]).astype(jnp.int32), (best % worth.shape[1]).astype(jnp.int32)
+    wanted = due & (worth.reshape(-1)[best] > config.merge_similarity_threshold)
+    wanted = wanted & (hidden.sum() > config.min_hidden_neurons)
+    return edits.unless(~wanted, graph, edits.merge(graph, a, b))
+
+
+def _grown(config: GrowthConfig, graph: Graph, told: Told, key: jax.Array) -> edits.Edited:
+    topology = graph.topology
+    if config.grow_op == "split_neuron":
+        hidden = topology.role == int(Role.HIDDEN)
+        return edits.split(graph, jnp.argmax(jnp.where(hidden, told.size, -1.0)).astype(jnp.int32), _SPLIT_SHARE)
+    if config.grow_op == "insert_edge":
+        heaviest = jnp.argmax(jnp.where(topology.edges, jnp.abs(dale.effective(graph)), -1.0))
+        place = jnp.unravel_index(heaviest, topology.edges.shape)
+        return edits.insert(graph, *(index.astype(jnp.int32) for index in place))
+    delays = graph.capacity.delays
+    source, target = topology.role != int(Role.ABSENT), topology.role > int(Role.INPUT)
+    free = ~topology.edges[1:] & (target[None, :, None] & source[None, None, :])
+    if delays == 0:
+        raise ValueError("add_edge adds delayed edges: give the graph room for delays, with max_delay")
+    drawn = jnp.where(free, jax.random.uniform(jax.random.fold_in(key, _EDGE), free.shape), -1.0)
+    place = jnp.unravel_index(jnp.argmax(drawn), free.shape)
+    delay, dst, src = (index.astype(jnp.int32) for index in place)
+    edited = edits.add_edge(graph, delay + 1, dst, src)
+    return edited.replace(ok=edited.ok & free.any())
+
+
+def _apply(
+    graph: Graph, growth: Growth, memory: Memory, edited: edits.Edited, count: int
+) -> tuple[Graph, Growth, Memory]:
+    """The region after an edit: what is new starts without a past of its own."""
+    fresh = edited.graph.topology.role != graph.topology.role
+    touched = edited.graph.topology.edges != graph.topology.edges
+    growth = growth.replace(
+        age=jnp.where(fresh, 0, growth.age),
+        importance=jnp.where(fresh, 0.0, growth.importance),
+        weak=jnp.where(touched, 0, growth.weak),
+        counts=growth.counts.at[count].add(edited.ok.astype(jnp.int32)),
+    )
+    return edited.graph, growth, edits.carried(edited, memory)
