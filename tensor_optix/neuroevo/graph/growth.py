@@ -173,7 +173,7 @@ def signals(config: GrowthConfig, growth: Growth) -> tuple[jax.Array, jax.Array,
     error = jnp.sqrt(square / jnp.maximum(effective - 2, 1.0) / spread)
     stands = ~(slope > config.slope * error) | (square == 0)
     history = newest(growth.utilisation.shape[0], jnp.minimum(growth.evaluations, growth.utilisation.shape[0]))
-    utilised = jnp.where(history, growth.utilisation, 0.0).sum() / jnp.maximum(history.sum(), 1)
+    utilised = jnp.where(history, growth.utilisation, 0.0).sum() / jnp.maximum(history.sum(dtype=jnp.float32), 1)
     return stands, r > config.autocorrelation / jnp.sqrt(n), utilised > config.grow_grad_threshold
 
 
