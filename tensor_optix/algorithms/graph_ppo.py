@@ -27,7 +27,7 @@ from tensor_optix.core.permutation import permutations
 from tensor_optix.core.sparse_rows import update_rows
 from tensor_optix.envs.vector import EpisodeSums
 from tensor_optix.networks.distributions import Categorical, DiagonalGaussian
-from tensor_optix.neuroevo.graph import dale, edits, growth
+from tensor_optix.neuroevo.graph import dale, growth
 from tensor_optix.neuroevo.graph.arrays import (
     N_GATES,
     Activation,
@@ -354,8 +354,7 @@ class GraphPPO(BasePPO):
         windows = jnp.maximum(growing.windows, 1).astype(jnp.float32)
         told = Told(score, growing.mean / windows, growing.size / windows, self._weights(moments[0]))
         decided = growth.step(config, graph, growing.growth, learner.memory, told, key)
-        untouched = edits.kept(graph, decided.graph)
-        mu, nu = (ravel_pytree(self._masked(tree, untouched))[0] for tree in moments)
+        mu, nu = (ravel_pytree(self._masked(tree, decided.kept))[0] for tree in moments)
         fresh = self._init_growing()
         after = learner.replace(
             params={**learner.params, **self.params_of(decided.graph)},

@@ -133,6 +133,9 @@ def test_padding_changes_nothing(capacity):
         np.testing.assert_allclose(more[0], outs, rtol=1e-6, atol=1e-6)
         np.testing.assert_allclose(more[2][:, places], values, rtol=1e-6, atol=1e-6)
         assert not np.delete(np.asarray(more[2]), places, axis=1).any()
+        batch = pad_memory(stack([memory, memory]), capacity, larger)
+        for a, b in zip(jax.tree.leaves(batch), jax.tree.leaves(pad_memory(memory, capacity, larger)), strict=True):
+            np.testing.assert_array_equal(a, np.stack([b, b]))
 
 
 def test_capacity_grows_to_powers_of_two_and_never_shrinks():
@@ -299,7 +302,7 @@ def test_gradients_are_central_differences_of_the_oracle(capacity, through_delay
 def test_what_is_not_there_has_no_gradient(capacity):
     for seed in range(3):
         _, _, _, graph, memory, seen = case(seed, capacity)
-        found = gradients(graph, memory, seen, True)
+        found = gradients(graph, memory, seen[:5], True)
         edges = np.asarray(graph.topology.edges)
         assert not np.asarray(found.edges)[~edges].any()
         assert np.asarray(found.edges)[edges].any()
@@ -317,6 +320,16 @@ def lone_cell(kind):
     return oracle, {0: 0, 1: CLAMP.inputs, 2: CLAMP.first_hidden}
 
 
+@functools.partial(jax.jit, static_argnames="through_delays")
+def last_gradients(graph, memory, obs, through_delays):
+    """Of the last output, by observations and by weights."""
+
+    def last(obs, weights):
+        return episode(graph.replace(weights=weights), memory, obs, through_delays=through_delays)[0][-1, 0]
+
+    return jax.grad(last, (0, 1))(obs, graph.weights)
+
+
 @pytest.mark.parametrize("through_delays", [False, True])
 @pytest.mark.parametrize("kind", ["gru", "lstm", "trainable_gru", "trainable_lstm"])
 def test_gradients_through_time_reach_trainable_cells_only(kind, through_delays):
@@ -325,10 +338,7 @@ def test_gradients_through_time_reach_trainable_cells_only(kind, through_delays)
     graph, memory = packed(oracle, slots, CLAMP)
     obs = jnp.zeros((4, CLAMP.inputs), jnp.float32).at[:, 0].set(jnp.array([1.0, -0.5, 0.2, 0.7]))
 
-    def last(obs, weights):
-        return episode(graph.replace(weights=weights), memory, obs, through_delays=through_delays)[0][-1, 0]
-
-    by_obs, by_weights = jax.jit(jax.grad(last, (0, 1)))(obs, graph.weights)
+    by_obs, by_weights = last_gradients(graph, memory, obs, through_delays)
     trains = kind.startswith("trainable")
     assert by_obs[-1, 0] != 0
     assert (by_obs[:-1, 0] != 0).all() == trains
@@ -345,7 +355,7 @@ def test_gradients_pass_delayed_edges_only_if_asked(through_delays):
     oracle.edges = {(0, 2, 0): 0.8, (2, 1, 2): 1.3}
     slots = {0: 0, 1: CLAMP.inputs, 2: CLAMP.first_hidden}
     graph, memory = packed(oracle, slots, CLAMP)
-    obs = jnp.ones((4, CLAMP.inputs), jnp.float32)
+    obs = jnp.ones((5, CLAMP.inputs), jnp.float32)
     found = gradients(graph, memory, obs, through_delays).edges
     assert (found[0, slots[2], slots[0]] != 0) == through_delays
     assert found[2, slots[1], slots[2]] != 0

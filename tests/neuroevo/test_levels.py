@@ -1,4 +1,4 @@
-"""Levels, circles and reach against searches that follow every chain."""
+"""Levels and circles against searches that follow every chain."""
 
 import functools
 
@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tensor_optix.neuroevo.graph.arrays import Capacity, empty
-from tensor_optix.neuroevo.graph.levels import fits, levels, reaches
+from tensor_optix.neuroevo.graph.arrays import empty
+from tensor_optix.neuroevo.graph.levels import fits, levels
 from tests.neuroevo.graphs import CLAMP, packed, random_oracle
 
 SIZE, FIRST = 9, 3
@@ -58,6 +58,14 @@ def test_a_graph_is_refused_from_one_level_too_deep_on(most):
     np.testing.assert_array_equal(found[fit], compiled(SIZE)(dags)[0][fit])
 
 
+def reach(edges, start):
+    found, front = {start}, [start]
+    while front:
+        front = [v for u in front for v in np.flatnonzero(edges[:, u]) if v not in found]
+        found.update(front)
+    return np.isin(np.arange(len(edges)), list(found))
+
+
 def test_circles_are_found_whatever_their_length():
     dags = random_dags(60, seed=1)
     closed = []
@@ -72,31 +80,6 @@ def test_circles_are_found_whatever_their_length():
     for most in (3, SIZE):
         _, ok = compiled(most)(np.stack(closed[:: len(closed) // 300]))
         assert not ok.any()
-
-
-def reach(edges, start):
-    found, front = {start}, [start]
-    while front:
-        front = [v for u in front for v in np.flatnonzero(edges[:, u]) if v not in found]
-        found.update(front)
-    return np.isin(np.arange(len(edges)), list(found))
-
-
-def test_reach_is_a_search_and_ignores_delayed_edges():
-    capacity = Capacity(inputs=FIRST, outputs=1, hidden=SIZE - FIRST - 1)
-    dags = random_dags(8, seed=2)
-    both = np.stack([dags, np.ones_like(dags)], axis=1)  # of delay 1 there are all edges
-
-    @jax.jit
-    @jax.vmap
-    def all_of(edges):
-        topology = empty(capacity).topology.replace(edges=edges)
-        return jax.vmap(lambda start: reaches(topology, start))(jnp.arange(SIZE, dtype=jnp.int32))
-
-    found = all_of(both)
-    for edges, rows in zip(dags, found, strict=True):
-        for start in range(SIZE):
-            np.testing.assert_array_equal(rows[start], reach(edges, start))
 
 
 def test_delayed_circles_fit():

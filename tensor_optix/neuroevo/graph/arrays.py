@@ -2,7 +2,7 @@
 
 Slots of neurons come in three ranges, so that observations and outputs are plain slices:
 
-    [0, I)          inputs, in the order of the observation
+    [0, I)          inputs, in the order of the observation, without gaps
     [I, I + O)      outputs, in their order
     [I + O, N)      hidden neurons, in any order
 

@@ -70,10 +70,13 @@ def pad_weights(weights: Weights, old: Capacity, new: Capacity) -> Weights:
     )
 
 
-def pad_memory(memory: Memory, old: Capacity, new: Capacity) -> Memory:
-    """A memory [*batch, ...] at a larger capacity; where there was none, that of one graph without batch axes."""
+def pad_memory(memory: Memory, old: Capacity, new: Capacity, batch: tuple[int, ...] = ()) -> Memory:
+    """A memory [*batch, ...] at a larger capacity.
+
+    batch: of an old memory that holds nothing, and so does not tell.
+    """
     place = _places(old, new)
-    batch = memory.past.shape[:-2] if old.delays else ()
+    batch = memory.past.shape[:-2] if old.delays else batch
     fresh = fresh_memory(new, batch)
     past = fresh.past.at[(..., *np.ix_(np.arange(old.delays), place))].set(memory.past) if old.delays else fresh.past
     return Memory(past, fresh.cell.at[..., place].set(memory.cell) if old.gated else fresh.cell)

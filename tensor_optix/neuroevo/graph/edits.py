@@ -17,7 +17,7 @@ from flax import struct
 
 from tensor_optix.neuroevo.graph import dale
 from tensor_optix.neuroevo.graph.arrays import N_GATES, Activation, Graph, Kind, Memory, Role, Topology, Weights
-from tensor_optix.neuroevo.graph.levels import fits, reaches
+from tensor_optix.neuroevo.graph.levels import fits
 
 SIGNIFICANT = 1e-9  # of a product of weights that `prune_neuron` hands on
 
@@ -45,6 +45,7 @@ def insert(graph: Graph, delay: jax.Array, dst: jax.Array, src: jax.Array) -> Ed
     if Activation.LINEAR not in graph.capacity.activations:
         raise ValueError("a relay is linear: put Activation.LINEAR into the capacity's activations")
     topology, matrix = graph.topology, dale.effective(graph)
+    (delay, dst, src), there = _edge(graph, delay, dst, src)
     new, free = _free_slot(graph)
     sign = jnp.where(topology.cell_type[src] < 0, jnp.float32(-1.0), jnp.float32(1.0))
     first, weight = delay // 2, matrix[delay, dst, src]
@@ -54,7 +55,7 @@ def insert(graph: Graph, delay: jax.Array, dst: jax.Array, src: jax.Array) -> Ed
     edges = edges.at[delay - first, dst, new].set(True)
     after = _with_neuron(graph, new, edges, Kind.POINT, Activation.LINEAR)
     after = _weighted(graph, after, matrix)
-    ok = topology.edges[delay, dst, src] & free & fits(after)
+    ok = there & topology.edges[delay, dst, src] & free & fits(after)
     same = _same_past(graph)
     return _settled(graph, after, ok, same[0].at[new].set(src), same[1].at[new].set(first), same[2].at[new].set(sign))
 
@@ -72,6 +73,7 @@ def split(graph: Graph, neuron: jax.Array, share: jax.Array | float = 0.5) -> Ed
     """
     topology = graph.topology
     matrix, raw = dale.effective(graph), graph.weights.edges
+    neuron, there = _slot(graph, neuron)
     new, free = _free_slot(graph)
     kept, given = share * matrix[:, :, neuron], (1 - share) * matrix[:, :, neuron]
     columns = [_raw_from(graph, neuron, weights) for weights in (kept, given)]
@@ -92,7 +94,7 @@ def split(graph: Graph, neuron: jax.Array, share: jax.Array | float = 0.5) -> Ed
         ),
         weights=Weights(jnp.where(edges, raw, 0), copied(graph.weights.bias), copied(graph.weights.gates)),
     )
-    ok = (topology.role[neuron] == int(Role.HIDDEN)) & free
+    ok = there & (topology.role[neuron] == int(Role.HIDDEN)) & free
     same = _same_past(graph)
     return _settled(graph, after, ok, same[0].at[new].set(neuron), same[1], same[2])
 
@@ -120,26 +122,26 @@ def add_edge(graph: Graph, delay: jax.Array, dst: jax.Array, src: jax.Array, wei
     """
     topology = graph.topology
     weight = jnp.asarray(weight, jnp.float32)
-    inside = (delay >= 0) & (delay <= graph.capacity.delays)
-    at = jnp.clip(delay, 0, graph.capacity.delays)
+    (delay, dst, src), there = _edge(graph, delay, dst, src)
     lawful = topology.cell_type[src].astype(jnp.float32) * weight >= 0
     known = (topology.role[src] != int(Role.ABSENT)) & (topology.role[dst] > int(Role.INPUT))
     raw = _raw_from(graph, src, weight)
     after = graph.replace(
-        topology=topology.replace(edges=topology.edges.at[at, dst, src].set(True)),
-        weights=graph.weights.replace(edges=graph.weights.edges.at[at, dst, src].set(raw)),
+        topology=topology.replace(edges=topology.edges.at[delay, dst, src].set(True)),
+        weights=graph.weights.replace(edges=graph.weights.edges.at[delay, dst, src].set(raw)),
     )
-    ok = inside & lawful & known & ~topology.edges[at, dst, src] & fits(after)
+    ok = there & lawful & known & ~topology.edges[delay, dst, src] & fits(after)
     return _settled(graph, after, ok, *_same_past(graph))
 
 
 def prune_edge(graph: Graph, delay: jax.Array, dst: jax.Array, src: jax.Array) -> Edited:
     """The edge goes."""
+    (delay, dst, src), there = _edge(graph, delay, dst, src)
     after = graph.replace(
         topology=graph.topology.replace(edges=graph.topology.edges.at[delay, dst, src].set(False)),
         weights=graph.weights.replace(edges=graph.weights.edges.at[delay, dst, src].set(0)),
     )
-    return _settled(graph, after, graph.topology.edges[delay, dst, src], *_same_past(graph))
+    return _settled(graph, after, there & graph.topology.edges[delay, dst, src], *_same_past(graph))
 
 
 def prune_neuron(graph: Graph, neuron: jax.Array, redistribute: bool = True) -> Edited:
@@ -150,6 +152,7 @@ def prune_neuron(graph: Graph, neuron: jax.Array, redistribute: bool = True) -> 
     where a path is longer than the capacity's delays.
     """
     topology, delays = graph.topology, graph.capacity.delays
+    neuron, there = _slot(graph, neuron)
     matrix, edges = dale.effective(graph), topology.edges
     lost = jnp.bool_(False)
     if redistribute:
@@ -166,7 +169,7 @@ def prune_neuron(graph: Graph, neuron: jax.Array, redistribute: bool = True) -> 
                 edges = edges.at[d1 + d2].set(edges[d1 + d2] | counts)
     after = _without(_weighted(graph, graph.replace(topology=topology.replace(edges=edges)), matrix), neuron)
     same = _same_past(graph)
-    ok = (topology.role[neuron] == int(Role.HIDDEN)) & ~lost
+    ok = there & (topology.role[neuron] == int(Role.HIDDEN)) & ~lost
     return _settled(graph, after, ok, same[0], same[1], same[2].at[neuron].set(0))
 
 
@@ -177,10 +180,10 @@ def merge(graph: Graph, a: jax.Array, b: jax.Array) -> Edited:
     type agree, and where one leads to the other without delay.
     """
     topology = graph.topology
-    alike = a != b
+    (a, there), (b, also) = _slot(graph, a), _slot(graph, b)
+    alike = there & also & (a != b)
     for field in (topology.role, topology.kind, topology.activation, topology.cell_type):
         alike = alike & (field[a] == field[b])
-    apart = ~reaches(topology, a)[b] & ~reaches(topology, b)[a]
     matrix, edges = dale.effective(graph), topology.edges
     matrix = matrix.at[:, :, a].add(matrix[:, :, b])
     edges = edges.at[:, :, a].set(edges[:, :, a] | edges[:, :, b])
@@ -190,7 +193,7 @@ def merge(graph: Graph, a: jax.Array, b: jax.Array) -> Edited:
     bias = after.weights.bias
     after = after.replace(weights=after.weights.replace(bias=bias.at[a].set((bias[a] + bias[b]) / 2)))
     after = _without(after, b)
-    ok = alike & (topology.role[a] == int(Role.HIDDEN)) & apart & fits(after)
+    ok = alike & (topology.role[a] == int(Role.HIDDEN)) & fits(after)  # one that leads to the other makes a circle
     same = _same_past(graph)
     return _settled(graph, after, ok, same[0], same[1], same[2].at[b].set(0))
 
@@ -209,8 +212,11 @@ def carried(edited: Edited, memory: Memory) -> Memory:
         taken = past[jnp.minimum(steps, delays - 1), edited.source[None, :]] * edited.scale[None, :]
         return jnp.where(steps < delays, taken, jnp.float32(0.0))
 
+    kind = edited.graph.topology.kind
+    remembers = ((kind == int(Kind.LSTM)) | (kind == int(Kind.TRAINABLE_LSTM))) & (edited.scale != 0)
+
     def cell_of(cell: jax.Array) -> jax.Array:
-        return jnp.where(edited.scale != 0, cell[edited.source], jnp.float32(0.0))
+        return jnp.where(remembers, cell[edited.source], jnp.float32(0.0))
 
     def mapped(f: Callable[[jax.Array], jax.Array], x: Any, rank: int) -> Any:
         if isinstance(x, tuple):  # there is no such memory
@@ -233,12 +239,28 @@ def learnable(topology: Topology) -> Weights:
 
 
 def kept(before: Graph, after: Graph) -> Weights:
-    """Which parameters came through the edits untouched, bool in the place of each.
+    """Which parameters came through one edit untouched, bool in the place of each.
 
-    What an optimiser knows of the others (its moments) is of something else, and has to be forgotten.
+    Of several edits, all must have left it so: a slot may have been given up and taken again. What an optimiser knows
+    of the others (its moments) is of something else, and has to be forgotten.
     """
     both = jax.tree.map(jnp.logical_and, learnable(before.topology), learnable(after.topology))
     return jax.tree.map(lambda there, old, new: there & (old == new), both, before.weights, after.weights)
+
+
+def _edge(graph: Graph, delay: Any, dst: Any, src: Any) -> tuple[tuple[jax.Array, jax.Array, jax.Array], jax.Array]:
+    """The place of an edge, moved inside, and whether it was inside."""
+    delay = jnp.asarray(delay, jnp.int32)
+    at = jnp.clip(delay, 0, graph.capacity.delays)
+    (dst, to), (src, fro) = _slot(graph, dst), _slot(graph, src)
+    return (at, dst, src), (at == delay) & to & fro
+
+
+def _slot(graph: Graph, slot: Any) -> tuple[jax.Array, jax.Array]:
+    """A slot, moved inside, and whether it was inside."""
+    slot = jnp.asarray(slot, jnp.int32)
+    at = jnp.clip(slot, 0, graph.capacity.neurons - 1)
+    return at, at == slot
 
 
 def _free_slot(graph: Graph) -> tuple[jax.Array, jax.Array]:

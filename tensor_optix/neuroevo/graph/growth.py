@@ -107,6 +107,7 @@ class Decision(NamedTuple):
     memory: Memory
     changed: jax.Array  # [] bool, the topology is another
     grew: jax.Array  # [] bool
+    kept: Weights  # bool in the place of each parameter: no edit has touched it
 
 
 def init(config: GrowthConfig, capacity: Capacity) -> Growth:
@@ -140,17 +141,18 @@ def step(config: GrowthConfig, graph: Graph, growth: Growth, memory: Memory, tol
     growth = _remember(config, graph, growth, told)
     before = graph
     graph, growth = _prune_edges(config, graph, growth)
+    kept = edits.kept(before, graph)
     wants_merge = growth.evaluations % config.merge_check_interval == 0
     grows = _wants_growth(config, graph, growth)
     pruned = _weakest_neuron(config, graph, growth, told)
-    graph, growth, memory = _apply(graph, growth, memory, pruned, 1)
+    graph, growth, memory, kept = _apply(graph, growth, memory, kept, pruned, 1)
     merged = _most_alike(config, graph, growth, wants_merge)
-    graph, growth, memory = _apply(graph, growth, memory, merged, 2)
+    graph, growth, memory, kept = _apply(graph, growth, memory, kept, merged, 2)
     edited = edits.unless(~grows, graph, _grown(config, graph, told, key))
-    graph, growth, memory = _apply(graph, growth, memory, edited, 0)
+    graph, growth, memory, kept = _apply(graph, growth, memory, kept, edited, 0)
     growth = growth.replace(since_grown=jnp.where(edited.ok, jnp.int32(0), growth.since_grown))
     changed = (graph.topology.edges != before.topology.edges).any()
-    return Decision(graph, growth, memory, changed, edited.ok)
+    return Decision(graph, growth, memory, changed, edited.ok, kept)
 
 
 def signals(config: GrowthConfig, growth: Growth) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -286,8 +288,8 @@ def _grown(config: GrowthConfig, graph: Graph, told: Told, key: jax.Array) -> ed
 
 
 def _apply(
-    graph: Graph, growth: Growth, memory: Memory, edited: edits.Edited, count: int
-) -> tuple[Graph, Growth, Memory]:
+    graph: Graph, growth: Growth, memory: Memory, kept: Weights, edited: edits.Edited, count: int
+) -> tuple[Graph, Growth, Memory, Weights]:
     """The region after an edit: what is new starts without a past of its own."""
     fresh = edited.graph.topology.role != graph.topology.role
     touched = edited.graph.topology.edges != graph.topology.edges
@@ -297,4 +299,5 @@ def _apply(
         weak=jnp.where(touched, 0, growth.weak),
         counts=growth.counts.at[count].add(edited.ok.astype(jnp.int32)),
     )
-    return edited.graph, growth, edits.carried(edited, memory)
+    kept = jax.tree.map(jnp.logical_and, kept, edits.kept(graph, edited.graph))
+    return edited.graph, growth, edits.carried(edited, memory), kept

@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from tensor_optix.neuroevo.graph.arrays import Graph, Topology
+from tensor_optix.neuroevo.graph.arrays import Graph
 
 
 def levels(edges: jax.Array, most: int, first: int = 0) -> tuple[jax.Array, jax.Array]:
@@ -33,14 +33,3 @@ def levels(edges: jax.Array, most: int, first: int = 0) -> tuple[jax.Array, jax.
 def fits(graph: Graph) -> jax.Array:
     """[] bool: the forward pass of its capacity reaches every neuron, and nothing runs in a circle."""
     return levels(graph.topology.edges[0], graph.capacity.levels, graph.capacity.inputs)[1]
-
-
-def reaches(topology: Topology, source: jax.Array) -> jax.Array:
-    """[N] bool: neurons that edges without delay lead to from slot `source` [] int32, itself included."""
-    edges = topology.edges[0]
-    size = edges.shape[0]
-
-    def further(_: int, reached: jax.Array) -> jax.Array:
-        return reached | (edges & reached[None, :]).any(axis=1)
-
-    return jax.lax.fori_loop(0, size, further, jnp.arange(size) == source)
