@@ -250,6 +250,17 @@ def _plot(args: argparse.Namespace) -> int:
     output = Path(args.output or Path(args.run_dir) / "curves.png")
     result.plot(output)
     print(output)
+    if result.algorithm == "graph_ppo":
+        from tensor_optix.finished import load_run
+        from tensor_optix.neuroevo.graph.drawing import graph_figure
+
+        _start_runtime(args)
+        policy = load_run(args.run_dir).policy
+        assert policy is not None
+        picture = output.with_name("graph.png")
+        graph = policy.algorithm.graph_of(policy.params.params, policy.params.topology)
+        graph_figure(graph, f"{result.env}: the best policy").savefig(picture, dpi=150)
+        print(picture)
     return OK
 
 

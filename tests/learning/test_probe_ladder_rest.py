@@ -1,4 +1,4 @@
-"""Rainbow, SAC, TD3 and recurrent PPO on the rungs of the probe ladder, three seeds each.
+"""Rainbow, SAC, TD3, graph and recurrent PPO on the rungs of the probe ladder, three seeds each.
 
 Continuous actions take the rungs of two actions by their sign. Values are compared where the algorithm's are those of
 the task: a SAC's hold the entropy too.
@@ -47,6 +47,15 @@ WAYS = {
     ),
     "sac": (BySign, OFF_POLICY, {"learning_rate": 3e-3, "tau": 0.05, "target_entropy": -2.0}, 40),
     "td3": (BySign, OFF_POLICY, {"learning_rate": 1e-3, "tau": 0.02, "exploration_noise": 0.5}, 40),
+    "graph_ppo": (
+        AnyRung,
+        {
+            "n_envs": 8, "n_steps": 16, "n_epochs": 4, "n_minibatches": 2, "hidden_sizes": (16,), "feedback": 2,
+            "sequence_length": 8,
+        },
+        {"learning_rate": 5e-3, "max_grad_norm": 10.0},
+        250,
+    ),
     "recurrent_ppo": (
         AnyRung,
         {
