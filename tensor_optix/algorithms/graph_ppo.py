@@ -37,11 +37,13 @@ from tensor_optix.neuroevo.graph.arrays import (
     Memory,
     Topology,
     Weights,
+    count_edges,
+    count_neurons,
     forgotten,
     fresh_memory,
 )
 from tensor_optix.neuroevo.graph.forward import step
-from tensor_optix.neuroevo.graph.growth import Growth, GrowthConfig, Told
+from tensor_optix.neuroevo.graph.growth import Activity, Growth, GrowthConfig, Told
 from tensor_optix.neuroevo.graph.wiring import layered
 
 _POLICY_GAIN = 0.01  # of an actor's head: the first policy is nearly uniform
@@ -67,6 +69,7 @@ class GraphPPOConfig(PPOConfig):
     through_delays: bool = True  # they flow back through delayed edges too, and not only through trainable cells
     # The topology changes where this is not "off": how it grows, and the settings of `neuroevo.graph.growth`.
     grow_op: str = "off"  # "insert_edge", "split_neuron" or "add_edge"
+    grow_trigger: str = GROWTH.grow_trigger
     grow_cooldown: int = GROWTH.grow_cooldown
     grow_grad_threshold: float = GROWTH.grow_grad_threshold
     min_score_buffer: int = GROWTH.min_score_buffer
@@ -156,8 +159,7 @@ class Growing(struct.PyTreeNode):
     """What decides on the topology."""
 
     growth: Growth
-    mean: jax.Array  # [neurons] float32, summed values of the windows since the evaluation before
-    size: jax.Array  # [neurons] float32, summed |values|
+    activity: Activity  # summed over the windows since the evaluation before
     windows: jax.Array  # [] int32, how many they are
 
 
@@ -167,7 +169,7 @@ class Trace(NamedTuple):
     rollout: Rollout
     value: jax.Array  # [T, N] float32
     memory: Memory  # [T, N, ...], before each observation
-    activity: Any  # mean and mean |value| of each neuron, [T, neurons] each; () where the topology stays
+    activity: Any  # of each step, [T, ...]; () where the topology stays
 
 
 class Sequences(NamedTuple):
@@ -255,6 +257,9 @@ class GraphPPO(BasePPO):
             window=learner.window + jnp.int32(1),
             growing=self._watched(learner, trace),
         )
+        if self.config.growth:
+            counts = {"neurons": count_neurons(learner.topology), "edges": count_edges(learner.topology)}
+            losses |= {name: count.astype(jnp.float32) for name, count in counts.items()}
         carried = (ravel_pytree(params)[0], opt, after.obs_moments, reward_scale, known, after.memory)
         stats = WindowStats(
             return_sum=episodes.return_sum,
@@ -296,7 +301,7 @@ class GraphPPO(BasePPO):
         restored: Any = super().restore(learner, rest)
         if self.config.growth:
             now, then = learner.growing.growth, growing.growth
-            parts = ("activity", "age", "importance", "weak")
+            parts = ("age", "importance", "weak")
             growing = growing.replace(growth=now.replace(**{name: getattr(then, name) for name in parts}))
         # What episodes remember is of other neurons now.
         memory = jax.tree.map(jnp.zeros_like, learner.memory) if self.config.growth else learner.memory
@@ -352,7 +357,8 @@ class GraphPPO(BasePPO):
         unravel = ravel_pytree(learner.params)[1]
         moments = [unravel(flat) for flat in (learner.opt.mu, learner.opt.nu)]
         windows = jnp.maximum(growing.windows, 1).astype(jnp.float32)
-        told = Told(score, growing.mean / windows, growing.size / windows, self._weights(moments[0]))
+        activity = jax.tree.map(lambda x: x / windows, growing.activity)
+        told = Told(score, activity, self._weights(moments[0]))
         decided = growth.step(config, graph, growing.growth, learner.memory, told, key)
         mu, nu = (ravel_pytree(self._masked(tree, decided.kept))[0] for tree in moments)
         fresh = self._init_growing()
@@ -368,16 +374,17 @@ class GraphPPO(BasePPO):
     def _init_growing(self) -> Any:
         if self.config.growth is None:
             return ()
-        nothing = jnp.zeros((self.capacity.neurons,), jnp.float32)
-        return Growing(growth.init(self.config.growth, self.capacity), nothing, nothing, jnp.int32(0))
+        n = self.capacity.neurons
+        nothing = jnp.zeros((n,), jnp.float32)
+        activity = Activity(nothing, nothing, jnp.zeros((n, n), jnp.float32))
+        return Growing(growth.init(self.config.growth, self.capacity), activity, jnp.int32(0))
 
     def _watched(self, learner: GraphLearner, trace: Trace) -> Any:
         if self.config.growth is None:
             return ()
-        growing, (mean, size) = learner.growing, trace.activity
-        return growing.replace(
-            mean=growing.mean + mean.mean(axis=0), size=growing.size + size.mean(axis=0), windows=growing.windows + 1
-        )
+        growing = learner.growing
+        summed = jax.tree.map(lambda total, seen: total + seen.mean(axis=0), growing.activity, trace.activity)
+        return growing.replace(activity=summed, windows=growing.windows + 1)
 
     def _weights(self, params: dict[str, jax.Array]) -> Weights:
         return self.graph_of(params, Topology(*[jnp.zeros(0)] * 5)).weights
@@ -402,7 +409,10 @@ class GraphPPO(BasePPO):
             noise_t, key_step = xs
             normalized = self._normalize(learner.obs_moments, obs)
             outputs, after, values = step(graph, memory, normalized)
-            activity = (values.mean(axis=0), jnp.abs(values).mean(axis=0)) if self.config.growth else ()
+            activity: Any = ()
+            if self.config.growth:
+                product = values.T @ values / jnp.float32(values.shape[0])
+                activity = Activity(values.mean(axis=0), jnp.abs(values).mean(axis=0), product)
             dist = self._distribution(outputs, learner.params, normalized)
             action = dist.sample(noise_t)
             env_state, out = self.env.step(key_step, env_state, action)

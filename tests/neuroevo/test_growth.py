@@ -10,7 +10,7 @@ import pytest
 from tensor_optix.neuroevo.graph import edits, growth
 from tensor_optix.neuroevo.graph.arrays import Activation, Capacity, Kind, Role, fresh_memory
 from tensor_optix.neuroevo.graph.forward import step
-from tensor_optix.neuroevo.graph.growth import GrowthConfig, Told
+from tensor_optix.neuroevo.graph.growth import Activity, GrowthConfig, Told
 from tensor_optix.neuroevo.graph.wiring import layered
 
 CONFIG = GrowthConfig(min_score_buffer=20, grow_cooldown=5, maturation_window=3, merge_check_interval=4)
@@ -20,25 +20,30 @@ FIRST = CAPACITY.first_hidden
 BUSY = jax.tree.map(jnp.ones_like, BASE.weights)
 
 
-def told(score=0.0, mean=None, size=None, gradient=BUSY, seed=0):
+def activity_of(values, size=None):
+    """Of values [steps, N]."""
+    values = np.asarray(values, np.float32)
+    size = np.abs(values).mean(axis=0) if size is None else np.asarray(size, np.float32)
+    return Activity(*map(jnp.asarray, (values.mean(axis=0), size, values.T @ values / len(values))))
+
+
+def told(score=0.0, values=None, size=None, gradient=BUSY, seed=0):
     rng = np.random.default_rng(seed)
     n = CAPACITY.neurons
-    mean = rng.normal(size=n) if mean is None else mean
-    return Told(
-        jnp.float32(score), jnp.asarray(mean, jnp.float32),
-        jnp.asarray(np.ones(n) if size is None else size, jnp.float32), gradient,
-    )  # fmt: skip
+    values = rng.normal(size=(64, n)) if values is None else values
+    size = np.ones(n) if size is None else size
+    return Told(jnp.float32(score), activity_of(values, size), gradient)
 
 
 _step = jax.jit(growth.step, static_argnums=0)
 
 
-def through(scores, config=CONFIG, graph=BASE, gradient=BUSY, mean=None, size=None):
+def through(scores, config=CONFIG, graph=BASE, gradient=BUSY, values=None, size=None):
     """The last decision after a series of evaluations."""
     state, memory = growth.init(config, CAPACITY), fresh_memory(CAPACITY, (2,))
     grew = []
     for i, score in enumerate(scores):
-        seen = told(score, None if mean is None else mean(i), size, gradient, seed=i)
+        seen = told(score, None if values is None else values(i), size, gradient, seed=i)
         decided = _step(config, graph, state, memory, seen, jax.random.key(i))
         graph, state, memory = decided.graph, decided.growth, decided.memory
         grew.append(bool(decided.grew))
@@ -173,25 +178,56 @@ class TestPruning:
 
 
 class TestMerging:
+    def test_concordance_by_hand(self):
+        rng = np.random.default_rng(0)
+        x = rng.normal(size=(500, 6))
+        x[:, 1] = x[:, 0]
+        x[:, 2] = 2 * x[:, 0]  # correlated and not the same
+        x[:, 3] = x[:, 0] + 1
+        x[:, 4:] = 0.25
+        found = np.asarray(growth.concordance(activity_of(x)))
+        for i in range(4):
+            for j in range(4):
+                cov = np.cov(x[:, i], x[:, j], ddof=0)
+                expected = 2 * cov[0, 1] / (cov[0, 0] + cov[1, 1] + (x[:, i].mean() - x[:, j].mean()) ** 2)
+                np.testing.assert_allclose(found[i, j], expected, atol=1e-4)
+        assert found[0, 1] > 0.9999
+        assert found[0, 2] < 0.9
+        assert found[0, 3] < 0.9
+        assert found[4, 5] == 0  # neither does anything
+
     def test_two_that_do_the_same_become_one(self):
         twin = edits.split(BASE, FIRST + 1).graph  # the copy is in FIRST + 4
 
         def alike(i):
-            mean = np.random.default_rng(100 + i).normal(size=CAPACITY.neurons)
-            mean[FIRST + 4] = mean[FIRST + 1]
-            return mean
+            values = np.random.default_rng(100 + i).normal(size=(64, CAPACITY.neurons))
+            values[:, FIRST + 4] = values[:, FIRST + 1]
+            return values
 
-        decided, _ = through(np.zeros(8), graph=twin, mean=alike)
-        assert decided.growth.counts[2] == 0  # too few samples
-        decided, _ = through(np.zeros(12), graph=twin, mean=alike)
+        decided, _ = through(np.zeros(3), graph=twin, values=alike)
+        assert decided.growth.counts[2] == 0  # not due, and not mature
+        decided, _ = through(np.zeros(4), graph=twin, values=alike)
         assert decided.growth.counts[2] == 1
         assert decided.graph.topology.role[FIRST + 4] == Role.ABSENT
         np.testing.assert_allclose(decided.graph.weights.edges[:, CAPACITY.inputs:FIRST, FIRST + 1],
                                    BASE.weights.edges[:, CAPACITY.inputs:FIRST, FIRST + 1], rtol=1e-5)  # fmt: skip
 
     def test_others_do_not(self):
-        decided, _ = through(np.zeros(40))
+        def rising_together(i):
+            return i + np.random.default_rng(i).normal(size=(64, CAPACITY.neurons))
+
+        decided, _ = through(np.zeros(40), values=rising_together)
         assert decided.growth.counts[2] == 0
+
+
+def test_a_plateau_alone_is_enough_where_asked_for():
+    scores = np.random.default_rng(0).normal(size=40)
+    _, at = through(scores, dataclasses.replace(CONFIG, grow_trigger="plateau"))
+    assert at[0] == 19
+    _, at = through(scores)
+    assert at.size == 0
+    _, at = through(scores + np.arange(40), dataclasses.replace(CONFIG, grow_trigger="plateau"))
+    assert at.size == 0
 
 
 def test_false_growth_on_a_plateau_of_independent_scores():
@@ -212,7 +248,8 @@ def test_false_growth_on_a_plateau_of_independent_scores():
 
 
 @pytest.mark.parametrize(
-    ("setting", "value"), [("grow_op", "duplicate"), ("min_score_buffer", 2), ("prune_edge_patience", 0)]
+    ("setting", "value"),
+    [("grow_op", "duplicate"), ("grow_trigger", "dormant"), ("min_score_buffer", 2), ("prune_edge_patience", 0)],
 )
 def test_settings_out_of_range_are_refused(setting, value):
     with pytest.raises(ValueError, match=setting):

@@ -24,6 +24,7 @@ from tensor_optix.neuroevo.graph import dale, edits
 from tensor_optix.neuroevo.graph.arrays import Capacity, Graph, Memory, Role, Weights
 
 SCORES = 200  # newest scores that are looked at
+HISTORY = 100  # newest shares of neurons with gradients
 GROW_OPS = ("insert_edge", "split_neuron", "add_edge")
 _SPLIT_SHARE = 0.6  # unequal, so that the two get different gradients
 _EDGE, _DELAY = 0, 1  # what growing draws random numbers for
@@ -38,6 +39,7 @@ class GrowthConfig:
     """
 
     grow_op: str = "insert_edge"  # on the heaviest edge; "split_neuron": the most active; "add_edge": a random one
+    grow_trigger: str = "signals"  # all three; "plateau": the first alone
     slope: float = 2.0  # standard errors above which the score counts as rising
     autocorrelation: float = 2.0  # times 1 / sqrt(n), above which residuals have structure
     grow_grad_threshold: float = 0.7  # share of hidden neurons that get gradients
@@ -49,16 +51,16 @@ class GrowthConfig:
     prune_edge_patience: int = 10  # in a row below it
     prune_neuron_threshold: float = 1e-4  # of its importance: weight of its edges times its activity
     min_prune_observations: int = 10
-    merge_similarity_threshold: float = 0.95  # Pearson's correlation of two neurons' activities
+    merge_similarity_threshold: float = 0.95  # concordance of two neurons' values
     merge_check_interval: int = 50
-    act_history_len: int = 100
-    min_merge_samples: int = 10
     min_hidden_neurons: int = 1
     max_neurons: int = 256  # of all roles
 
     def __post_init__(self) -> None:
         if self.grow_op not in GROW_OPS:
             raise ValueError(f"grow_op must be one of {', '.join(GROW_OPS)}, got {self.grow_op!r}")
+        if self.grow_trigger not in ("signals", "plateau"):
+            raise ValueError(f"grow_trigger must be signals or plateau, got {self.grow_trigger!r}")
         for name, least in (
             ("min_score_buffer", 4),
             ("grow_cooldown", 0),
@@ -66,7 +68,6 @@ class GrowthConfig:
             ("prune_edge_patience", 1),
             ("min_prune_observations", 1),
             ("merge_check_interval", 1),
-            ("act_history_len", 2),
             ("min_hidden_neurons", 0),
         ):
             if getattr(self, name) < least:
@@ -82,20 +83,26 @@ class Growth(struct.PyTreeNode):
     n_scores: jax.Array  # [] int32
     since_grown: jax.Array  # [] int32, evaluations
     evaluations: jax.Array  # [] int32
-    utilisation: jax.Array  # [H] float32, shares of hidden neurons with gradients, newest last
-    activity: jax.Array  # [H, N] float32, mean value of each neuron since the evaluation before, newest last
+    utilisation: jax.Array  # [100] float32, shares of hidden neurons with gradients, newest last
     age: jax.Array  # [N] int32, evaluations that the neuron has been through
     importance: jax.Array  # [N] float32, summed over `age`
     weak: jax.Array  # [1 + D, N, N] int16, evaluations in a row that the edge was below the threshold
     counts: jax.Array  # [3] int32: grown, pruned, merged
 
 
+class Activity(struct.PyTreeNode):
+    """What the neurons did, over the steps since the evaluation before. Means, or sums of as many windows."""
+
+    mean: jax.Array  # [N] float32, values
+    size: jax.Array  # [N] float32, |values|
+    product: jax.Array  # [N, N] float32, products of two neurons' values at the same step
+
+
 class Told(NamedTuple):
     """What a region is told after an evaluation."""
 
     score: jax.Array  # [] float32, higher is better
-    mean: jax.Array  # [N] float32, mean value of each neuron
-    size: jax.Array  # [N] float32, mean |value|
+    activity: Activity  # means
     gradient: Weights  # of the loss, or its running mean
 
 
@@ -113,14 +120,12 @@ class Decision(NamedTuple):
 def init(config: GrowthConfig, capacity: Capacity) -> Growth:
     """Nothing seen."""
     n, zero = capacity.neurons, jnp.int32(0)
-    history = config.act_history_len
     return Growth(
         scores=jnp.zeros((SCORES,), jnp.float32),
         n_scores=zero,
         since_grown=jnp.int32(config.grow_cooldown),
         evaluations=zero,
-        utilisation=jnp.zeros((history,), jnp.float32),
-        activity=jnp.zeros((history, n), jnp.float32),
+        utilisation=jnp.zeros((HISTORY,), jnp.float32),
         age=jnp.zeros((n,), jnp.int32),
         importance=jnp.zeros((n,), jnp.float32),
         weak=jnp.zeros((1 + capacity.delays, n, n), jnp.int16),
@@ -146,7 +151,7 @@ def step(config: GrowthConfig, graph: Graph, growth: Growth, memory: Memory, tol
     grows = _wants_growth(config, graph, growth)
     pruned = _weakest_neuron(config, graph, growth, told)
     graph, growth, memory, kept = _apply(graph, growth, memory, kept, pruned, 1)
-    merged = _most_alike(config, graph, growth, wants_merge)
+    merged = _most_alike(config, graph, growth, told, wants_merge)
     graph, growth, memory, kept = _apply(graph, growth, memory, kept, merged, 2)
     edited = edits.unless(~grows, graph, _grown(config, graph, told, key))
     graph, growth, memory, kept = _apply(graph, growth, memory, kept, edited, 0)
@@ -190,7 +195,7 @@ def utilisation(config: GrowthConfig, graph: Graph, gradient: Weights) -> jax.Ar
 def _remember(config: GrowthConfig, graph: Graph, growth: Growth, told: Told) -> Growth:
     valid, there = jnp.isfinite(told.score), graph.topology.role != int(Role.ABSENT)
     matrix = jnp.abs(dale.effective(graph))
-    importance = (matrix.sum(axis=(0, 1)) + matrix.sum(axis=(0, 2))) * told.size
+    importance = (matrix.sum(axis=(0, 1)) + matrix.sum(axis=(0, 2))) * told.activity.size
     weak = graph.topology.edges & (matrix < config.prune_edge_threshold)
     streak = jnp.where(weak, jnp.minimum(growth.weak, 30_000) + 1, 0).astype(jnp.int16)
     return growth.replace(
@@ -199,7 +204,6 @@ def _remember(config: GrowthConfig, graph: Graph, growth: Growth, told: Told) ->
         since_grown=growth.since_grown + 1,
         evaluations=growth.evaluations + 1,
         utilisation=push(growth.utilisation, utilisation(config, graph, told.gradient)),
-        activity=jnp.concatenate([growth.activity[1:], told.mean[None]]),
         age=jnp.where(there, growth.age + 1, 0),
         importance=jnp.where(there, growth.importance + importance, 0.0),
         weak=streak,
@@ -208,9 +212,10 @@ def _remember(config: GrowthConfig, graph: Graph, growth: Growth, told: Told) ->
 
 def _wants_growth(config: GrowthConfig, graph: Graph, growth: Growth) -> jax.Array:
     stands, structured, utilised = signals(config, growth)
+    agreed = stands if config.grow_trigger == "plateau" else stands & structured & utilised
     enough = (growth.n_scores >= config.min_score_buffer) & (growth.since_grown >= config.grow_cooldown)
     room = (graph.topology.role != int(Role.ABSENT)).sum() < config.max_neurons
-    return stands & structured & utilised & enough & room
+    return agreed & enough & room
 
 
 def _prune_edges(config: GrowthConfig, graph: Graph, growth: Growth) -> tuple[Graph, Growth]:
@@ -237,28 +242,29 @@ def _weakest_neuron(config: GrowthConfig, graph: Graph, growth: Growth, told: To
     return edits.unless(~due.any(), graph, edits.prune_neuron(graph, slot))
 
 
-def _most_alike(config: GrowthConfig, graph: Graph, growth: Growth, due: jax.Array) -> edits.Edited:
-    """Merge the two hidden neurons of one kind whose activities correlate most, if they do enough."""
-    topology, history = graph.topology, growth.activity
-    samples = jnp.minimum(growth.age, history.shape[0])  # what a slot held before is not its own
-    time = jnp.arange(history.shape[0], dtype=jnp.int32)[:, None] >= history.shape[0] - samples[None, :]
-    n = time.astype(jnp.float32)
-    pairs = n.T @ n
-    values = jnp.where(time, history, 0.0)
-    # Pearson's correlation over what both have been through
-    sums, squares, products = values.T @ n, (values**2).T @ n, values.T @ values
-    total = jnp.maximum(pairs, 1.0)
-    covariance = products / total - (sums / total) * (sums.T / total)
-    variance = jnp.maximum(squares / total - (sums / total) ** 2, 0.0)
-    scale = jnp.sqrt(variance * variance.T)
-    correlation = jnp.where(scale > 1e-12, covariance / jnp.maximum(scale, 1e-12), 0.0)
+def concordance(activity: Activity) -> jax.Array:
+    """[N, N] float32: 2 cov / (var + var' + (mean - mean')^2), 1 for two neurons whose values are equal at every step.
+
+    0 where neither varies.
+    """
+    mean = activity.mean
+    covariance = activity.product - mean[:, None] * mean[None, :]
+    variance = jnp.maximum(jnp.diagonal(covariance), 0.0)
+    apart = jnp.square(mean[:, None] - mean[None, :])
+    total = variance[:, None] + variance[None, :] + apart
+    return jnp.where(total > 1e-12, 2 * covariance / jnp.maximum(total, 1e-12), jnp.float32(0.0))
+
+
+def _most_alike(config: GrowthConfig, graph: Graph, growth: Growth, told: Told, due: jax.Array) -> edits.Edited:
+    """Merge the two mature hidden neurons of one kind whose values agree best, if they do so well enough."""
+    topology = graph.topology
     hidden = topology.role == int(Role.HIDDEN)
     mature = hidden & (growth.age >= config.maturation_window)
-    alike = jnp.triu(jnp.ones_like(correlation, bool), 1) & (mature[:, None] & mature[None, :])
+    agreement = concordance(told.activity)
+    alike = jnp.triu(jnp.ones_like(agreement, bool), 1) & (mature[:, None] & mature[None, :])
     for field in (topology.kind, topology.activation, topology.cell_type):
         alike = alike & (field[:, None] == field[None, :])
-    alike = alike & (pairs >= config.min_merge_samples)
-    worth = jnp.where(alike, correlation, -jnp.inf)
+    worth = jnp.where(alike, agreement, -jnp.inf)
     best = jnp.argmax(worth)
     a, b = (best // worth.shape[1]).astype(jnp.int32), (best % worth.shape[1]).astype(jnp.int32)
     wanted = due & (worth.reshape(-1)[best] > config.merge_similarity_threshold)
@@ -270,7 +276,9 @@ def _grown(config: GrowthConfig, graph: Graph, told: Told, key: jax.Array) -> ed
     topology = graph.topology
     if config.grow_op == "split_neuron":
         hidden = topology.role == int(Role.HIDDEN)
-        return edits.split(graph, jnp.argmax(jnp.where(hidden, told.size, -1.0)).astype(jnp.int32), _SPLIT_SHARE)
+        return edits.split(
+            graph, jnp.argmax(jnp.where(hidden, told.activity.size, -1.0)).astype(jnp.int32), _SPLIT_SHARE
+        )
     if config.grow_op == "insert_edge":
         heaviest = jnp.argmax(jnp.where(topology.edges, jnp.abs(dale.effective(graph)), -1.0))
         place = jnp.unravel_index(heaviest, topology.edges.shape)
