@@ -57,6 +57,8 @@ class OwnState:
         return self.fields[field]
 
     def write(self, field: str, key: Hashable, value: Any) -> None:
+        if field == "max_delay":
+            self.fields["past"] = np.pad(self.fields["past"], (0, value - len(self.fields["past"])))
         self.fields[field] = value
         self.drawn = self.drawn and field != "gates"
 
@@ -84,6 +86,7 @@ class Neuron:
     is_recurrent: ClassVar[bool] = False  # gradients flow back through its memory
     _owner: Owner
     _key: Hashable
+    _train_state: tuple[jax.Array, jax.Array]  # h and c of the sequence that is learned from
 
     def __init__(
         self, activation: str = "tanh", neuron_id: Hashable = None, max_delay: int = 1, cell_type: str = "any"
@@ -115,6 +118,11 @@ class Neuron:
     @property
     def neuron_id(self) -> Hashable:
         return self._owner.neuron_id if isinstance(self._owner, OwnState) else self._key
+
+    @property
+    def wanted_id(self) -> Hashable:
+        """The id for the graph it is handed to; None of a view, whose id is taken."""
+        return self._owner.neuron_id if isinstance(self._owner, OwnState) else None
 
     @property
     def activation(self) -> str:
@@ -157,9 +165,7 @@ class Neuron:
 
     def can_merge_with(self, other: Any) -> bool:
         """The same class, activation and cell type."""
-        return (
-            type(self) is type(other) and self.activation == other.activation and self.cell_type == other.cell_type
-        )
+        return type(self) is type(other) and self.activation == other.activation and self.cell_type == other.cell_type
 
     def make_relay(self) -> Neuron:
         """A linear neuron, for an edge of this one: it hands on what it gets, exactly."""
@@ -224,9 +230,7 @@ class Neuron:
         """Keeps at least so many steps."""
         steps = counted("max_delay", max_delay, 1)
         if steps > self.max_delay:
-            past = np.pad(self._read("past"), (0, steps - self.max_delay))
             self._write("max_delay", steps)
-            self._write("past", past)
 
     def init_history_from_buffer(self, buffer: Sequence[Any]) -> None:
         """The past is `buffer`, numbers from the newest to the oldest, as far as it is kept; 0 behind its end."""

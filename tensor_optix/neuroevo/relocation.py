@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -44,7 +45,7 @@ def relocated(
 
     past = np.zeros((capacity.delays, capacity.neurons), np.float32)
     past[: graph.capacity.delays, target] = np.asarray(memory.past)[:, source]
-    cell = ()
+    cell: Any = ()
     if capacity.gated:
         cell = neurons(np.asarray(memory.cell)) if graph.capacity.gated else np.zeros(capacity.neurons, np.float32)
     placed = Graph(jax.tree.map(moved, graph.topology), jax.tree.map(moved, graph.weights), capacity)
