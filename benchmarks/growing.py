@@ -1,9 +1,9 @@
 """Graphs that grow while they learn, against fixed ones of the size they start from and of the size they may reach.
 
-Graph PPO, the same steps for all; `small` hidden neurons at the start, room for `large`. Growing splits neurons: where all
-three signals agree ("signals"), or where the score does not rise ("plateau"). Scores are of the best policy by its own
-evaluations, 100 fresh episodes: interquartile mean over seeds with its 95 % interval. Neurons are counted at the end of
-each quarter of the run.
+Graph PPO, the same steps for all; `small` hidden neurons at the start, room for `large`. Growing splits neurons:
+"signals", where all three signals agree, "plateau", where the score does not rise. Scores are of the best policy by its
+own evaluations, 100 fresh episodes: interquartile mean over seeds with its 95 % interval. Neurons are counted at the
+end of each quarter of the run.
 
     python -m benchmarks.growing --json
 """
