@@ -10,7 +10,6 @@ end of each quarter of the run.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import tempfile
 from pathlib import Path
@@ -56,10 +55,10 @@ def run(env: str, arm: str, seeds: int) -> tuple[np.ndarray, list[float]]:
 
 def _ends(env: str) -> tuple[int, int]:
     """Inputs, and outputs with the value's."""
-    from tensor_optix.algorithms.graph_ppo import GraphPPO, GraphPPOConfig
+    from tensor_optix.algorithms.graph_ppo import GraphPPO
     from tensor_optix.envs import make
 
-    capacity = GraphPPO(make(env), dataclasses.replace(GraphPPOConfig())).capacity
+    capacity = GraphPPO(make(env)).capacity
     return capacity.inputs, capacity.outputs
 
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from tensor_optix import envs, train
-from tensor_optix.algorithms.graph_ppo import GraphPPO, GraphPPOConfig
+from tensor_optix.algorithms.graph_ppo import GraphPPO
+from tensor_optix.algorithms.graph_ppo_config import GraphPPOConfig
 from tensor_optix.config import ConfigError
 from tensor_optix.neuroevo.graph.arrays import Role, count_edges, count_neurons
 from tensor_optix.neuroevo.graph.forward import step

@@ -9,7 +9,8 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 from tensor_optix import envs
-from tensor_optix.algorithms.graph_ppo import GraphPPO, GraphPPOConfig
+from tensor_optix.algorithms.graph_ppo import GraphPPO
+from tensor_optix.algorithms.graph_ppo_config import GraphPPOConfig
 from tensor_optix.config import ConfigError
 from tests.runs import assert_same_bits, plan_of, run_windows, session_of
 
