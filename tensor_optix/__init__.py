@@ -114,6 +114,24 @@ _PUBLIC = {
     "RunningMeanStd": "tensor_optix.core.normalizers",
     "ObsNormalizer": "tensor_optix.core.normalizers",
     "RewardNormalizer": "tensor_optix.core.normalizers",
+    # graphs of neurons
+    "NeuronGraph": "tensor_optix.neuroevo.neuron_graph",
+    "Edge": "tensor_optix.neuroevo.neuron_graph",
+    "Neuron": "tensor_optix.neuroevo.neurons",
+    "GRUNeuron": "tensor_optix.neuroevo.neurons",
+    "LSTMNeuron": "tensor_optix.neuroevo.neurons",
+    "TrainableGRUNeuron": "tensor_optix.neuroevo.neurons",
+    "TrainableLSTMNeuron": "tensor_optix.neuroevo.neurons",
+    "insert_neuron_on_edge": "tensor_optix.neuroevo.operations",
+    "split_neuron": "tensor_optix.neuroevo.operations",
+    "add_input_neuron": "tensor_optix.neuroevo.operations",
+    "add_free_edge": "tensor_optix.neuroevo.operations",
+    "prune_edge": "tensor_optix.neuroevo.operations",
+    "prune_neuron": "tensor_optix.neuroevo.operations",
+    "merge_neurons": "tensor_optix.neuroevo.operations",
+    "neuron_importance": "tensor_optix.neuroevo.operations",
+    "edge_importance": "tensor_optix.neuroevo.operations",
+    "cosine_similarity_neurons": "tensor_optix.neuroevo.operations",
 }
 
 __all__ = sorted({*_PUBLIC, "__version__"})

@@ -14,6 +14,7 @@ LAYERS = [
     {"envs"},
     {"networks"},
     {"neuroevo.graph"},
+    {"neuroevo"},
     {"algorithms"},
     {"evolution"},
     {"loop"},
