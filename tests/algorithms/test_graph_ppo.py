@@ -29,9 +29,14 @@ def made(env="CartPole-v1", **changes):
     return algorithm, hyper, jax.jit(algorithm.init)(jax.random.key(0), hyper)
 
 
-@pytest.mark.parametrize("env", ["CartPole-v1", "Pendulum-v1"])
-@pytest.mark.parametrize("memory", MEMORIES)
-def test_before_the_first_update_every_ratio_is_one(env, memory):
+EVERY_DAY = {("none", "CartPole-v1"), ("delays through time", "CartPole-v1"), ("trainable lstm", "Pendulum-v1")}
+CASES = [(memory, env) for memory in MEMORIES for env in ("CartPole-v1", "Pendulum-v1")]
+
+
+@pytest.mark.parametrize(
+    ("memory", "env"), [pytest.param(*case, marks=() if case in EVERY_DAY else pytest.mark.slow) for case in CASES]
+)
+def test_before_the_first_update_every_ratio_is_one(memory, env):
     algorithm, hyper, learner = made(env, **MEMORIES[memory])
     # A long way from a uniform policy, and episodes that end in the middle of sequences.
     learner = learner.replace(params={**learner.params, "edges": learner.params["edges"] * 20})

@@ -278,7 +278,7 @@ def used_gates(neuron):
 
 
 @BOTH
-@pytest.mark.parametrize("through_delays", [False, True])
+@pytest.mark.parametrize("through_delays", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_gradients_are_central_differences_of_the_oracle(capacity, through_delays):
     """Every edge, bias and gate, over 5 steps; in float64, so that the differences are exact to 1e-8 or so."""
     for seed in range(2):
@@ -331,7 +331,10 @@ def last_gradients(graph, memory, obs, through_delays):
 
 
 @pytest.mark.parametrize("through_delays", [False, True])
-@pytest.mark.parametrize("kind", ["gru", "lstm", "trainable_gru", "trainable_lstm"])
+@pytest.mark.parametrize(
+    "kind",
+    ["gru", "trainable_lstm", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("lstm", "trainable_gru"))],
+)
 def test_gradients_through_time_reach_trainable_cells_only(kind, through_delays):
     """The first observation reaches the last output through the cell's memory alone."""
     oracle, slots = lone_cell(kind)
