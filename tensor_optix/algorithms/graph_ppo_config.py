@@ -21,6 +21,8 @@ class GraphPPOConfig(PPOConfig):
     """
 
     hidden_sizes: tuple[int, ...] = (16,)
+    # Policy and value share the graph: at the scale of raw returns the value's gradients drown the policy's.
+    normalize_rewards: bool = True
     cell: str = "point"  # what hidden neurons are: point, gru, lstm, trainable_gru or trainable_lstm
     feedback: int = 0  # delayed edges within each hidden layer: delays 1 to so many
     max_neurons: int = 0  # hidden neurons there is room for; 0: as many as there are

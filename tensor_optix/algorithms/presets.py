@@ -208,7 +208,6 @@ PRESETS: dict[tuple[str, str], Preset] = {
             "n_epochs": 10,
             "n_minibatches": 16,
             "hidden_sizes": [32],
-            "normalize_rewards": True,
         },
         hyperparams={"learning_rate": 1e-3, "gamma": 0.95, "clip_range": 0.1},
         run={"eval_every": 4096},
