@@ -47,7 +47,7 @@ def test_before_the_first_update_every_ratio_is_one(memory, env):
         assert (trace.rollout.terminated | trace.rollout.truncated).any()
     sequences = algorithm._sequences(learner, after, trace, trace.rollout.reward, still)
     _, losses = jax.jit(algorithm._loss)(learner.params, learner.topology, sequences, still)
-    assert abs(float(losses["approx_kl"])) < 1e-9
+    assert abs(float(losses["approx_kl"])) < 1e-8  # rounding of 128 ratios; one that is off by 1e-3 makes 5e-7
     graph = algorithm.graph_of(learner.params, learner.topology)
     out, _, _ = step(graph, jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), trace.memory),
                      trace.rollout.obs.reshape(-1, algorithm.env.obs_shape[0]))  # fmt: skip
