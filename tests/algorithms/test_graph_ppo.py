@@ -100,6 +100,7 @@ def test_room_changes_nothing():
     np.testing.assert_allclose(same.losses["value_loss"], stats.losses["value_loss"], rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_gradients_reach_through_delays_only_where_they_are_let():
     grads = {}
     for through in (False, True):
@@ -120,7 +121,8 @@ def test_a_roll_back_brings_the_topology_back():
     assert_same_bits(algorithm.restore(changed, snapshot).topology, learner.topology)
 
 
-@pytest.mark.parametrize("memory", ["none", pytest.param("trainable lstm", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("memory", ["none", "trainable lstm"])
 def test_it_runs_and_resumes_in_the_driver(memory):
     config = SMALL | {"hidden_sizes": [6]} | MEMORIES[memory]
     plan = plan_of(algorithm="graph_ppo", config=config, eval_every=256)

@@ -43,6 +43,7 @@ def grown():
     return session, np.stack(sizes)
 
 
+@pytest.mark.slow
 def test_members_grow_apart(grown):
     session, sizes = grown
     assert (sizes[1] == 4 * 3 + 3 * 3 + 3 * 3).all()

@@ -20,7 +20,12 @@ def test_every_weight_is_multiplied_by_normal_noise():
     np.testing.assert_array_equal(new["b"], 0)
 
 
-@pytest.mark.parametrize("name", registry.names())
+EVERY_DAY = ("ppo", "sac")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in EVERY_DAY else pytest.mark.slow) for name in registry.names()]
+)
 def test_targets_follow_and_the_rest_stays(name):
     kind = registry.get(name)
     env = envs.make(FIRST[kind.action_kinds[0]])

@@ -103,11 +103,13 @@ def test_resume_is_exact(whole):
     assert_same_bits(finished(second).state(), whole[0].state())
 
 
+@pytest.mark.slow
 def test_a_seed_does_not_depend_on_its_neighbours(whole):
     alone = finished(session_of(plan_of(**(SETTINGS | {"seeds": [1]}))))
     assert_same_bits(alone.state()["members"], jax.tree.map(lambda x: x[4:], whole[0].state()["members"]))
 
 
+@pytest.mark.slow
 def test_a_larger_budget_goes_on_with_the_newest(whole):
     short = finished(session_of(plan_of(**(SETTINGS | {"total_steps": 64 * 60}))))
     assert (short.windows.reshape(2, 4).sum(axis=1) <= 60).all()
@@ -165,6 +167,7 @@ def test_an_interrupted_run_on_disk_ends_like_one_that_was_not(tmp_path):
     assert parts.lineage.copies.sum() == whole.lineage.copies.sum() == 4
 
 
+@pytest.mark.slow
 def test_places_that_were_not_needed_say_so(tmp_path):
     result = train("CartPole-v1", seeds=1, max_spawns=3, total_steps=64 * 4, **TRAINED)
     assert [m.stop_reason for m in result.members[1:]] == [StopReason.UNSPAWNED] * 3
