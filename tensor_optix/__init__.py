@@ -10,6 +10,7 @@ Public names are resolved on first use: importing the package loads no framework
 from __future__ import annotations
 
 from tensor_optix._lazy import resolver
+from tensor_optix.neuroevo import __all__ as _GRAPHS  # a list of names; what they name is loaded on first use
 
 __version__ = "2.0.0.dev0"
 
@@ -114,25 +115,7 @@ _PUBLIC = {
     "RunningMeanStd": "tensor_optix.core.normalizers",
     "ObsNormalizer": "tensor_optix.core.normalizers",
     "RewardNormalizer": "tensor_optix.core.normalizers",
-    # graphs of neurons
-    "NeuronGraph": "tensor_optix.neuroevo.neuron_graph",
-    "Edge": "tensor_optix.neuroevo.neuron_graph",
-    "Neuron": "tensor_optix.neuroevo.neurons",
-    "GRUNeuron": "tensor_optix.neuroevo.neurons",
-    "LSTMNeuron": "tensor_optix.neuroevo.neurons",
-    "TrainableGRUNeuron": "tensor_optix.neuroevo.neurons",
-    "TrainableLSTMNeuron": "tensor_optix.neuroevo.neurons",
-    "insert_neuron_on_edge": "tensor_optix.neuroevo.operations",
-    "split_neuron": "tensor_optix.neuroevo.operations",
-    "add_input_neuron": "tensor_optix.neuroevo.operations",
-    "add_free_edge": "tensor_optix.neuroevo.operations",
-    "prune_edge": "tensor_optix.neuroevo.operations",
-    "prune_neuron": "tensor_optix.neuroevo.operations",
-    "merge_neurons": "tensor_optix.neuroevo.operations",
-    "neuron_importance": "tensor_optix.neuroevo.operations",
-    "edge_importance": "tensor_optix.neuroevo.operations",
-    "cosine_similarity_neurons": "tensor_optix.neuroevo.operations",
-}
+} | dict.fromkeys(_GRAPHS, "tensor_optix.neuroevo")
 
 __all__ = sorted({*_PUBLIC, "__version__"})
 

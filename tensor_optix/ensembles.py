@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ from tensor_optix.core.types import EvalMetrics, StopReason
 from tensor_optix.evolution.decisions import ensemble_weights
 from tensor_optix.evolution.ensemble_policy import Ensemble, EnsembleParams
 from tensor_optix.evolution.report import report_text
+from tensor_optix.loop.meeting import group_key
 from tensor_optix.statistics import bootstrap_interval, mean
 
 if TYPE_CHECKING:
@@ -51,7 +53,10 @@ class EnsembleResult:
     def from_row(cls, row: Mapping[str, Any], returns: np.ndarray) -> EnsembleResult:
         """Inverse of `to_row`."""
         values = {name: value for name, value in row.items() if name != "episodes"}
-        return cls(**values | {"returns": returns, "score_interval": tuple(row["score_interval"])})
+        score, low, high = (
+            math.nan if x is None else x for x in (row["score"], *row["score_interval"])
+        )  # as JSON has it
+        return cls(**values | {"returns": returns, "score": score, "score_interval": (low, high)})
 
 
 def judged(
@@ -74,7 +79,8 @@ def judged(
         for k in chosen[: largest or size]:
             scores[g, k], counts[g, k] = group[k].returns, episodes
     weights = np.asarray(_weights(scores, counts, np.zeros(counts.shape, np.float32)))
-    weights = np.where(weights.sum(axis=1, keepdims=True) > 0, weights, np.float32(1.0))
+    # Where no score is a number the first member acts alone.
+    weights = np.where(weights.sum(axis=1, keepdims=True) > 0, weights, np.arange(size) == 0).astype(np.float32)
     stacked = jax.tree.map(lambda x: np.asarray(x).reshape(len(groups), size, *np.shape(x)[1:]), policies)
     params = EnsembleParams(stacked, jnp.asarray(weights))
     seeds = np.asarray([group[0].seed for group in groups], np.uint32)
@@ -101,9 +107,8 @@ def _play(program: Program, size: int, episodes: int) -> Any:
     acting = Ensemble(program.algorithm, size)
 
     def one(params: EnsembleParams, seed: jax.Array, variant: jax.Array) -> jax.Array:
-        # neither a member nor a spawn draws from this key
-        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), np.uint32(2**32 - 1)), variant)
-        return program.rollouts_of(acting, params, jax.random.fold_in(key, NO_LIMIT), episodes).returns
+        key = jax.random.fold_in(group_key(seed, variant), NO_LIMIT)  # no spawn has this number
+        return program.rollouts_of(acting, params, key, episodes).returns
 
     return jax.jit(lambda *stacked: jax.lax.map(lambda args: one(*args), stacked))
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from tensor_optix.algorithms import host_ppo
+from tensor_optix.algorithms.contract import TUNED
 from tensor_optix.config_checks import ConfigError, check_shared, is_number, unknown, whole
 
 
@@ -233,7 +234,7 @@ def _ppo_rules(
 ) -> Rules:
     names = [*defaults, *(["adam_eps"] if framework == "jax" else [])]
     counts = [name for name, value in defaults.items() if isinstance(value, int)]
-    return Rules(complete, names, counts, host_ppo.PARAM_BOUNDS, host_ppo.LOG_PARAMS, host_ppo.TUNED)
+    return Rules(complete, names, counts, host_ppo.PARAM_BOUNDS, host_ppo.LOG_PARAMS, TUNED)
 
 
 def windows_for(config: TrainConfig, steps: int) -> int:

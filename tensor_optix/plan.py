@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tensor_optix.algorithms import registry
+from tensor_optix.algorithms.contract import TUNED
 from tensor_optix.algorithms.presets import Preset, preset
 from tensor_optix.config import ConfigError, RunConfig, unknown
 from tensor_optix.core.autonomy import NO_LIMIT, AutonomyConfig
@@ -28,9 +29,6 @@ DEFAULT_TOTAL_STEPS = 10_000_000  # environment steps of one member
 DEFAULT_EVAL_EVERY = 4096  # environment steps
 DEFAULT_EVAL_EPISODES = 24
 DEFAULT_EVAL_MAX_STEPS = 1000
-# What one learner tunes unless the caller says otherwise: more than the learning rate has not paid, and has done harm
-# where the others were good (benchmarks/RESULTS.md, "Does tuning while training pay?").
-TUNED_ALONE = ("learning_rate",)
 
 
 @dataclass(frozen=True)
@@ -84,7 +82,7 @@ def make_plan(run: RunConfig, env: Any = None, networks: Mapping[str, Any] | Non
             f"rollback_on_degradation is for on-policy algorithms, got it with {run.algorithm}, which would go on "
             "learning from a replay that other policies filled: leave it out"
         )
-    alone, space = (_space(algorithm, run, hyper, names) for names in (TUNED_ALONE, None))
+    alone, space = (_space(algorithm, run, hyper, names) for names in (TUNED, None))
     run = _filled(run, chosen, algorithm, vector, hyper[0] if not run.variants else None)
     meeting: Meeting | None = None
     if run.population > 1:

@@ -8,6 +8,7 @@ import numpy as np
 
 from tensor_optix.algorithms import host_ppo
 from tensor_optix.algorithms._tf_agent import TFNetworkAgent
+from tensor_optix.algorithms.contract import TUNED
 from tensor_optix.algorithms.host_actions import Categorical, Gaussian
 from tensor_optix.core.normalizers import ObsNormalizer, RewardNormalizer
 from tensor_optix.core.types import EpisodeData, HyperparamSet
@@ -23,7 +24,7 @@ class TFActorCriticAgent(TFNetworkAgent):
 
     default_param_bounds: ClassVar[dict[str, tuple[float, float]]] = host_ppo.PARAM_BOUNDS
     default_log_params: ClassVar[frozenset[str]] = host_ppo.LOG_PARAMS
-    default_tuned: ClassVar[tuple[str, ...]] = host_ppo.TUNED
+    default_tuned: ClassVar[tuple[str, ...]] = TUNED
 
     def __init__(
         self,

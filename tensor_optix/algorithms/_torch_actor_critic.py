@@ -8,6 +8,7 @@ import numpy as np
 
 from tensor_optix.algorithms import host_ppo
 from tensor_optix.algorithms._torch_agent import ModuleAgent, require_torch
+from tensor_optix.algorithms.contract import TUNED
 from tensor_optix.core.normalizers import ObsNormalizer, RewardNormalizer
 from tensor_optix.core.types import EpisodeData, HyperparamSet
 from tensor_optix.core.window_returns import Bootstraps
@@ -28,7 +29,7 @@ class ActorCriticAgent(ModuleAgent):
 
     default_param_bounds: ClassVar[dict[str, tuple[float, float]]] = host_ppo.PARAM_BOUNDS
     default_log_params: ClassVar[frozenset[str]] = host_ppo.LOG_PARAMS
-    default_tuned: ClassVar[tuple[str, ...]] = host_ppo.TUNED
+    default_tuned: ClassVar[tuple[str, ...]] = TUNED
 
     def __init__(
         self,

@@ -17,6 +17,11 @@ Policy = Any  # the small pytree that acting needs
 Snapshot = Any  # what a roll-back brings back, a pytree
 
 
+# What one learner tunes unless the caller says otherwise, in both drivers: more than the learning rate has not paid,
+# and has done harm where the others were good (benchmarks/RESULTS.md, "Does tuning while training pay?").
+TUNED = ("learning_rate",)
+
+
 class WindowStats(struct.PyTreeNode):
     """What one window reports. Reduced inside: nothing here grows with the number of steps."""
 

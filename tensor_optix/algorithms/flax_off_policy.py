@@ -22,6 +22,7 @@ from jax.flatten_util import ravel_pytree
 
 from tensor_optix.adapters.jax.flax_base import FlaxBase
 from tensor_optix.adapters.jax.modules import bucket, jit, padded
+from tensor_optix.algorithms.contract import TUNED
 from tensor_optix.algorithms.flat_adam import Trained
 from tensor_optix.algorithms.flax_ppo import Spaces
 from tensor_optix.algorithms.host_off_policy import Progress, Table, beta
@@ -128,7 +129,7 @@ class FlaxOffPolicy(FlaxBase):
     names: ClassVar[Mapping[str, str]] = {}  # the algorithm's names of hyperparameters where they differ -> ours
     default_param_bounds: ClassVar[Mapping[str, tuple[float, float]]] = {}
     default_log_params: ClassVar[frozenset[str]] = frozenset()
-    default_tuned: ClassVar[tuple[str, ...]] = ("learning_rate",)
+    default_tuned: ClassVar[tuple[str, ...]] = TUNED
 
     def __init__(
         self,

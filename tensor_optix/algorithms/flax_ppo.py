@@ -21,6 +21,7 @@ from flax import nnx
 from tensor_optix.adapters.jax.flax_base import FlaxBase
 from tensor_optix.adapters.jax.modules import ModuleNetwork, bucket, check_output, jit, padded
 from tensor_optix.algorithms import host_ppo, ppo
+from tensor_optix.algorithms.contract import TUNED
 from tensor_optix.algorithms.ppo import PPO, Batch, PPOConfig, PPOPolicy
 from tensor_optix.core.normalizers import ObsNormalizer, RewardNormalizer
 from tensor_optix.core.types import EpisodeData, HyperparamSet
@@ -109,7 +110,7 @@ class FlaxPPOBase(FlaxBase):
 
     default_param_bounds = host_ppo.PARAM_BOUNDS
     default_log_params = host_ppo.LOG_PARAMS
-    default_tuned = host_ppo.TUNED
+    default_tuned = TUNED
 
     def __init__(
         self,

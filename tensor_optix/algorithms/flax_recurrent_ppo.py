@@ -20,6 +20,7 @@ from tensor_optix.adapters.jax.flax_base import FlaxBase
 from tensor_optix.adapters.jax.modules import bucket, jit, padded
 from tensor_optix.algorithms import host_ppo
 from tensor_optix.algorithms.clipped_surrogate import Batch
+from tensor_optix.algorithms.contract import TUNED
 from tensor_optix.algorithms.flax_ppo import Spaces, minibatch_order, normalizers_of, shape_of, whole
 from tensor_optix.algorithms.ppo_base import HYPERPARAMS, PPOPolicy
 from tensor_optix.algorithms.recurrent_ppo import RecurrentPPO, RecurrentPPOConfig
@@ -128,7 +129,7 @@ class FlaxRecurrentPPOBase(FlaxBase):
     complete = staticmethod(complete)
     default_param_bounds = host_ppo.PARAM_BOUNDS
     default_log_params = host_ppo.LOG_PARAMS
-    default_tuned = host_ppo.TUNED
+    default_tuned = TUNED
     default_min_episodes_before_dormant = 20
 
     def __init__(

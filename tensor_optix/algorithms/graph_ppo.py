@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -22,10 +22,9 @@ from tensor_optix.algorithms.clipped_surrogate import Batch, clipped_loss, desce
 from tensor_optix.algorithms.contract import Hyperparams, WindowStats
 from tensor_optix.algorithms.graph_ppo_config import ACTIVATIONS, CELLS, GraphPPOConfig
 from tensor_optix.algorithms.ppo_base import BasePPO, PPOLearner, Rollout
+from tensor_optix.algorithms.ppo_sequences import cut, minibatches
 from tensor_optix.core import normalizers, returns
 from tensor_optix.core.finite import all_finite
-from tensor_optix.core.permutation import permutations
-from tensor_optix.core.sparse_rows import update_rows
 from tensor_optix.envs.vector import EpisodeSums
 from tensor_optix.networks.distributions import Categorical, DiagonalGaussian
 from tensor_optix.neuroevo.graph import dale, growth
@@ -234,10 +233,14 @@ class GraphPPO(BasePPO):
 
     def graph_of(self, params: dict[str, jax.Array], topology: Topology) -> Graph:
         """The graph that acts with these parameters."""
+        return Graph(topology, self._weights(params), self.capacity)
+
+    def _weights(self, params: dict[str, jax.Array]) -> Weights:
+        """Of parameters, or of what an optimiser keeps beside them."""
         gates = params.get("gates")
         if gates is None:
             gates = jnp.zeros((self.capacity.neurons, N_GATES), jnp.float32)
-        return Graph(topology, Weights(params["edges"], params["bias"], gates), self.capacity)
+        return Weights(params["edges"], params["bias"], gates)
 
     def _lawful(self, params: dict[str, jax.Array], topology: Topology) -> dict[str, jax.Array]:
         graph = dale.enforced(self.graph_of(params, topology))
@@ -300,9 +303,6 @@ class GraphPPO(BasePPO):
         summed = jax.tree.map(lambda total, seen: total + seen.mean(axis=0), growing.activity, trace.activity)
         return growing.replace(activity=summed, windows=growing.windows + 1)
 
-    def _weights(self, params: dict[str, jax.Array]) -> Weights:
-        return self.graph_of(params, Topology(*[jnp.zeros(0)] * 5)).weights
-
     def _masked(self, tree: dict[str, jax.Array], untouched: Weights) -> dict[str, jax.Array]:
         """What stands beside the parameters, with zeros beside those that an edit has touched."""
         masks = {"edges": untouched.edges, "bias": untouched.bias, "gates": untouched.gates}
@@ -352,35 +352,24 @@ class GraphPPO(BasePPO):
         obs = self._normalize(learner.obs_moments, rollout.obs)
         rows = Batch(obs, rollout.action, rollout.log_prob, trace.value, advantages, targets)
         starts = jnp.concatenate([jnp.zeros_like(done[:1]), done[:-1]])  # a memory that is kept is wiped already
-        rows, starts, memory = jax.tree.map(self._cut, (rows, starts, trace.memory))
+        rows, starts, memory = jax.tree.map(partial(cut, self.config), (rows, starts, trace.memory))
         return Sequences(rows, starts, jax.tree.map(lambda x: x[:, 0], memory))
-
-    def _cut(self, x: jax.Array) -> jax.Array:
-        """[T, N, ...] -> [S, L, ...]."""
-        length, n_envs = self.config.sequence_length, self.config.n_envs
-        x = x.reshape(x.shape[0] // length, length, n_envs, *x.shape[2:])
-        return jnp.swapaxes(x, 1, 2).reshape(self.config.n_sequences, length, *x.shape[3:])
 
     def _final_values(self, learner: GraphLearner, trace: Trace) -> jax.Array:
         """V(final observation) [T, N] where an episode was truncated, 0 elsewhere.
 
-        Truncations are rare, so only the rows that have one are computed, a few at a time; what was remembered then is
-        what a step from the memory before gives.
+        What was remembered then is what a step from the memory before gives.
         """
         rollout, graph = trace.rollout, self.graph_of(learner.params, learner.topology)
-        mask = rollout.truncated.reshape(-1)
-        flat = jax.tree.map(
-            lambda x: x.reshape(mask.shape[0], *x.shape[2:]), (rollout.obs, rollout.final_obs, trace.memory)
-        )
+        rows = rollout.truncated.size
+        flat = jax.tree.map(lambda x: x.reshape(rows, *x.shape[2:]), (rollout.obs, rollout.final_obs, trace.memory))
 
         def value(index: jax.Array) -> jax.Array:
             obs, final, memory = jax.tree.map(lambda x: jnp.take(x, index, axis=0, mode="fill", fill_value=0), flat)
             _, memory, _ = step(graph, memory, self._normalize(learner.obs_moments, obs))
             return step(graph, memory, self._normalize(learner.obs_moments, final))[0][..., -1]
 
-        per_round = min(max(8, self.config.n_envs), mask.shape[0])
-        out = update_rows(mask, value, jnp.zeros(mask.shape, jnp.float32), per_round)
-        return out.reshape(rollout.truncated.shape)
+        return self._at_truncations(rollout.truncated, value)
 
     # -- learning ------------------------------------------------------------------------------------------
 
@@ -389,13 +378,11 @@ class GraphPPO(BasePPO):
     ) -> tuple[Any, Any, dict[str, jax.Array]]:
         """`n_epochs` passes over the window in shuffled minibatches of whole sequences."""
         config, hyper = self.config, self._annealed(learner, hyper)
-        order = permutations(key, config.n_epochs, config.n_sequences)
-        order = order.reshape(config.n_epochs * config.n_minibatches, -1)
 
         def loss(params: Any, drawn: Sequences, hyper: Hyperparams) -> tuple[jax.Array, dict[str, jax.Array]]:
             return self._loss(params, learner.topology, drawn, hyper)
 
-        return descend_over(order, sequences, learner.params, learner.opt, loss, hyper)
+        return descend_over(minibatches(config, key), sequences, learner.params, learner.opt, loss, hyper)
 
     def _loss(
         self, params: Any, topology: Topology, drawn: Sequences, hyper: Hyperparams

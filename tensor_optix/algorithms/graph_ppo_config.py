@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
-from tensor_optix.algorithms.ppo_base import PPOConfig
+from tensor_optix.algorithms.ppo_sequences import SequencePPOConfig
 from tensor_optix.neuroevo.graph import growth
 from tensor_optix.neuroevo.graph.arrays import Activation, Kind
 from tensor_optix.neuroevo.graph.growth import GrowthConfig
@@ -14,7 +14,7 @@ GROWTH = GrowthConfig()
 
 
 @dataclass(frozen=True)
-class GraphPPOConfig(PPOConfig):
+class GraphPPOConfig(SequencePPOConfig):
     """Everything static about a graph PPO. Changing a field recompiles.
 
     `hidden_sizes` are layers of neurons to start from, each fully connected to the next.
@@ -61,27 +61,13 @@ class GraphPPOConfig(PPOConfig):
         self.growth  # noqa: B018  its own checks
         if not self.hidden_sizes:
             raise ValueError("hidden_sizes must name a layer of neurons or more, got none")
-        least = {"feedback": 0, "max_neurons": 0, "max_delay": 0, "max_levels": 0, "sequence_length": 1}
+        least = {"feedback": 0, "max_neurons": 0, "max_delay": 0, "max_levels": 0}
         for name, at_least in least.items():
             if getattr(self, name) < at_least:
                 raise ValueError(f"{name} must be at least {at_least}, got {getattr(self, name)}")
         for name, needed in (("max_neurons", sum(self.hidden_sizes)), ("max_delay", self.feedback)):
             if 0 < getattr(self, name) < needed:
                 raise ValueError(f"{name} must be 0 (as there are) or at least {needed}, got {getattr(self, name)}")
-        if self.n_steps % self.sequence_length:
-            raise ValueError(
-                f"sequence_length must divide n_steps: {self.sequence_length} does not divide {self.n_steps}"
-            )
-        if self.n_sequences % self.n_minibatches:
-            raise ValueError(
-                "n_minibatches must divide the sequences of a window, n_envs * n_steps / sequence_length: "
-                f"{self.n_minibatches} does not divide {self.n_sequences}"
-            )
-
-    @property
-    def n_sequences(self) -> int:
-        """Sequences of a window: what minibatches are drawn from."""
-        return self.n_envs * (self.n_steps // self.sequence_length)
 
     @property
     def growth(self) -> GrowthConfig | None:
@@ -95,5 +81,4 @@ class GraphPPOConfig(PPOConfig):
 
 
 CELLS = {kind.name.lower(): kind for kind in Kind}
-ACTIVATIONS = {activation.name.lower(): activation for activation in Activation}
 ACTIVATIONS = {activation.name.lower(): activation for activation in Activation}

@@ -48,9 +48,6 @@ PARAM_BOUNDS: dict[str, tuple[float, float]] = {
     "entropy_coef": (0.001, 0.05),
 }
 LOG_PARAMS = frozenset({"learning_rate"})
-# What is tuned unless the caller says otherwise. A run has a few dozen evaluations: enough for one hyperparameter, and
-# four at once made CartPole worse (benchmarks/RESULTS.md).
-TUNED = ("learning_rate",)
 _COUNTS = ("n_epochs", "minibatch_size")
 
 

@@ -38,7 +38,6 @@ from tensor_optix.algorithms.ppo_base import (
 from tensor_optix.core import normalizers, returns
 from tensor_optix.core.finite import all_finite
 from tensor_optix.core.permutation import permutations
-from tensor_optix.core.sparse_rows import update_rows
 from tensor_optix.envs.vector import EpisodeSums, VectorState
 from tensor_optix.networks.distributions import Categorical, DiagonalGaussian
 from tensor_optix.networks.functional import Network, Params
@@ -201,20 +200,14 @@ class PPO(BasePPO):
         return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), rows)
 
     def _final_values(self, learner: PPOLearner, rollout: Rollout) -> jax.Array:
-        """V(final observation) [T, N] where an episode was truncated, 0 elsewhere.
-
-        Truncations are rare, so the critic runs only on the rows that have one, a few at a time.
-        """
-        mask = rollout.truncated.reshape(-1)
+        """V(final observation) [T, N] where an episode was truncated, 0 elsewhere."""
         flat = rollout.final_obs.reshape(-1, *self.env.obs_shape)
 
         def value(index: jax.Array) -> jax.Array:
             obs = jnp.take(flat, index, axis=0, mode="fill", fill_value=0)
             return self._value(learner.params["critic"], self._normalize(learner.obs_moments, obs))
 
-        per_round = min(max(8, self.config.n_envs), mask.shape[0])
-        out = update_rows(mask, value, jnp.zeros(mask.shape, jnp.float32), per_round)
-        return out.reshape(rollout.truncated.shape)
+        return self._at_truncations(rollout.truncated, value)
 
     # -- learning ------------------------------------------------------------------------------------------
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -19,6 +20,7 @@ from tensor_optix.algorithms.flat_adam import perturbed
 from tensor_optix.core import normalizers, novelty
 from tensor_optix.core.action_mask import masked
 from tensor_optix.core.search_space import SearchSpace, search_space
+from tensor_optix.core.sparse_rows import update_rows
 from tensor_optix.envs.vector import VectorEnv, VectorState
 from tensor_optix.networks.distributions import Categorical, MaskedCategorical
 from tensor_optix.networks.functional import Params
@@ -172,6 +174,15 @@ class BasePPO:
 
     def perturb(self, learner: PPOLearner, key: jax.Array, noise: jax.Array) -> PPOLearner:
         return learner.replace(params=perturbed(learner.params, key, noise))
+
+    def _at_truncations(self, truncated: jax.Array, value: Callable[[jax.Array], jax.Array]) -> jax.Array:
+        """value(index) [T, N] where an episode was truncated, 0 elsewhere; index: int32 [K], rows of T * N.
+
+        Truncations are rare, so only the rows that have one are computed, a few at a time.
+        """
+        mask = truncated.reshape(-1)
+        per_round = min(max(8, self.config.n_envs), mask.shape[0])
+        return update_rows(mask, value, jnp.zeros(mask.shape, jnp.float32), per_round).reshape(truncated.shape)
 
     def init_novelty(self, key: jax.Array) -> Any:
         """Nothing known yet, or () without a bonus for novelty."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -19,11 +19,10 @@ from jax.flatten_util import ravel_pytree
 
 from tensor_optix.algorithms.clipped_surrogate import Batch, clipped_loss, descend_over
 from tensor_optix.algorithms.contract import Hyperparams, WindowStats
-from tensor_optix.algorithms.ppo_base import BasePPO, PPOConfig, PPOLearner, PPOPolicy, Rollout
+from tensor_optix.algorithms.ppo_base import BasePPO, PPOLearner, PPOPolicy, Rollout
+from tensor_optix.algorithms.ppo_sequences import SequencePPOConfig, cut, minibatches
 from tensor_optix.core import normalizers, returns
 from tensor_optix.core.finite import all_finite
-from tensor_optix.core.permutation import permutations
-from tensor_optix.core.sparse_rows import update_rows
 from tensor_optix.envs.vector import EpisodeSums
 from tensor_optix.networks.distributions import Categorical, DiagonalGaussian
 from tensor_optix.networks.functional import Network, Params
@@ -31,37 +30,21 @@ from tensor_optix.networks.recurrent import CELLS, RecurrentNetwork, carry_size,
 
 
 @dataclass(frozen=True)
-class RecurrentPPOConfig(PPOConfig):
+class RecurrentPPOConfig(SequencePPOConfig):
     """Everything static about a recurrent PPO. Changing a field recompiles."""
 
     hidden_sizes: tuple[int, ...] = (64,)  # of the encoder before the memory
     cell: str = "lstm"  # or "gru"
     hidden_size: int = 64  # units of each memory, the actor's and the critic's
-    sequence_length: int = 16  # steps that gradients flow back through; divides n_steps
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.cell not in CELLS:
             raise ValueError(f"cell must be one of {', '.join(CELLS)}, got {self.cell!r}")
-        for name in ("hidden_size", "sequence_length"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.hidden_size < 1:
+            raise ValueError(f"hidden_size must be at least 1, got {self.hidden_size}")
         if not self.hidden_sizes:
             raise ValueError("hidden_sizes must name a layer or more of the encoder before the memory, got none")
-        if self.n_steps % self.sequence_length:
-            raise ValueError(
-                f"sequence_length must divide n_steps: {self.sequence_length} does not divide {self.n_steps}"
-            )
-        if self.n_sequences % self.n_minibatches:
-            raise ValueError(
-                "n_minibatches must divide the sequences of a window, n_envs * n_steps / sequence_length: "
-                f"{self.n_minibatches} does not divide {self.n_sequences}"
-            )
-
-    @property
-    def n_sequences(self) -> int:
-        """Sequences of a window: what minibatches are drawn from."""
-        return self.n_envs * (self.n_steps // self.sequence_length)
 
 
 class RecurrentLearner(PPOLearner):
@@ -255,32 +238,22 @@ class RecurrentPPO(BasePPO):
             rewards, values[:-1], next_values, rollout.terminated, done, hyper["gamma"], hyper["gae_lambda"]
         )
         rows = Batch(obs[:-1], rollout.action, rollout.log_prob, values[:-1], advantages, targets)
-        rows, starts = jax.tree.map(self._cut, (rows, starts[:-1]))
-        carry = {"actor": self._cut(trace.carry)[:, 0], "critic": self._cut(before[:-1])[:, 0]}
+        rows, starts = jax.tree.map(partial(cut, self.config), (rows, starts[:-1]))
+        carry = {"actor": cut(self.config, trace.carry)[:, 0], "critic": cut(self.config, before[:-1])[:, 0]}
         return Sequences(rows, starts, carry), before[-1]
-
-    def _cut(self, x: jax.Array) -> jax.Array:
-        """[T, N, ...] -> [S, L, ...]."""
-        length, n_envs = self.config.sequence_length, self.config.n_envs
-        x = x.reshape(-1, length, n_envs, *x.shape[2:])
-        return jnp.swapaxes(x, 1, 2).reshape(-1, length, *x.shape[3:])
 
     def _final_values(self, learner: RecurrentLearner, rollout: Rollout, carry: jax.Array) -> jax.Array:
         """V(final observation) [T, N] where an episode was truncated, 0 elsewhere, with what the memory carried then.
 
-        carry: [T, N, C], after the observation acted on. Truncations are rare, so the critic runs only on the rows that
-        have one, a few at a time.
+        carry: [T, N, C], after the observation acted on.
         """
-        mask = rollout.truncated.reshape(-1)
         flat = rollout.final_obs.reshape(-1, *self.env.obs_shape), carry.reshape(-1, carry.shape[-1])
 
         def value(index: jax.Array) -> jax.Array:
             obs, before = (jnp.take(x, index, axis=0, mode="fill", fill_value=0) for x in flat)
             return self._values(learner.params["critic"], self._normalize(learner.obs_moments, obs), before)[0]
 
-        per_round = min(max(8, self.config.n_envs), mask.shape[0])
-        out = update_rows(mask, value, jnp.zeros(mask.shape, jnp.float32), per_round)
-        return out.reshape(rollout.truncated.shape)
+        return self._at_truncations(rollout.truncated, value)
 
     # -- learning ------------------------------------------------------------------------------------------
 
@@ -288,10 +261,8 @@ class RecurrentPPO(BasePPO):
         self, learner: RecurrentLearner, sequences: Sequences, hyper: Hyperparams, key: jax.Array
     ) -> tuple[Any, Any, dict[str, jax.Array]]:
         """`n_epochs` passes over the window in shuffled minibatches of whole sequences."""
-        config, hyper = self.config, self._annealed(learner, hyper)
-        order = permutations(key, config.n_epochs, config.n_sequences)
-        order = order.reshape(config.n_epochs * config.n_minibatches, -1)
-        return descend_over(order, sequences, learner.params, learner.opt, self._loss, hyper)
+        hyper = self._annealed(learner, hyper)
+        return descend_over(minibatches(self.config, key), sequences, learner.params, learner.opt, self._loss, hyper)
 
     def _loss(self, params: Any, drawn: Sequences, hyper: Hyperparams) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Of a minibatch of M sequences."""

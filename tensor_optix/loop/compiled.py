@@ -22,7 +22,7 @@ from jax.sharding import PartitionSpec as P
 from tensor_optix.algorithms.contract import Algorithm, Learner, Policy, Snapshot, WindowStats
 from tensor_optix.core import autonomy
 from tensor_optix.core.autonomy import AutonomyConfig, AutonomyState
-from tensor_optix.core.types import Decision, Scores, StopReason
+from tensor_optix.core.types import Decision, Event, Scores, StopReason
 from tensor_optix.envs.evaluate import EpisodeStats, evaluate_with_carry
 from tensor_optix.loop.packing import Packed, pack
 
@@ -95,13 +95,15 @@ class Program:
             lambda: jnp.zeros(shape, jnp.float32),
         )
         brain, decision = self._decide(members.brain, Scores(score, due, stats.finite))
+        events = decision.events
         best, learner = self._obey(decision, learner, members.best, partial(key, _RESET))
         if getattr(algorithm, "grows", False):
             learner, brain = self._tell(learner, brain, score, active & due, partial(key, _GROW))
+            events = jnp.where(brain.done, events, events & ~jnp.int32(Event.STOPPED))  # growth may have resumed it
         new = Member(members.key, brain, learner, best)
         if shape:  # a single member is left before it could run on
             new = jax.lax.cond(jnp.all(active), lambda: new, lambda: _select(active, new, members))
-        return new, _report(members.brain, new.brain, score, decision.events, due, stats, active)
+        return new, _report(members.brain, new.brain, score, events, due, stats, active)
 
     def _decide(self, brain: AutonomyState, scores: Scores) -> tuple[AutonomyState, Decision]:
         """Ask the brain, but only where there is something to say; most windows bring no news."""

@@ -16,7 +16,6 @@ from flax import struct
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from tensor_optix.core.types import StopReason
 from tensor_optix.loop.compiled import MEMBERS, Member, Program
 from tensor_optix.loop.packing import Packed, pack
 
@@ -92,20 +91,18 @@ def compiled_meeting(meeting: Meeting, program: Program, mesh: Mesh) -> Callable
     )
 
 
+def group_key(seed: jax.Array, variant: jax.Array) -> jax.Array:
+    """The key of a group, by the seed and the number of its first member, [] uint32 each.
+
+    No member's key is made so: theirs fold in their number, which is far below this.
+    """
+    return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), np.uint32(2**32 - 1)), variant)
+
+
 def groups_of(meeting: Meeting, seeds: np.ndarray, variants: np.ndarray, hyper: dict[str, np.ndarray]) -> Any:
     """Groups at the start. seeds, variants: [G] uint32, of each one's first member. hyper: name -> [G, K]."""
 
-    def key(seed: jax.Array, variant: jax.Array) -> jax.Array:
-        # no member's key is made so: theirs fold in their number, which is far below this
-        return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), np.uint32(2**32 - 1)), variant)
-
     def make(seeds: jax.Array, variants: jax.Array, hyper: dict[str, jax.Array]) -> Any:
-        return meeting.init(hyper, jax.vmap(key)(seeds, variants))
+        return meeting.init(hyper, jax.vmap(group_key)(seeds, variants))
 
     return jax.jit(make)(seeds, variants, hyper)
-
-
-def told_reasons(done: jax.Array, reason: jax.Array) -> jax.Array:
-    """`StopReason`s as the host keeps them: a place that waits is no running member."""
-    waits = done & (reason == StopReason.RUNNING)
-    return jax.numpy.where(waits, jax.numpy.int32(StopReason.UNSPAWNED), reason)

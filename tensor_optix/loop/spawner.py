@@ -22,7 +22,7 @@ from tensor_optix.core.types import StopReason
 from tensor_optix.evolution.decisions import Evaluations, MetaAction, spawn
 from tensor_optix.evolution.spawning import Plateau, SpawnConfig, SpawnPlan, plan
 from tensor_optix.loop.compiled import Member, Program
-from tensor_optix.loop.meeting import Copies, MeetingReport, told_reasons
+from tensor_optix.loop.meeting import Copies, MeetingReport
 
 _HYPER, _WEIGHTS, _TUNER = 0, 1, 2  # what a spawn draws random numbers for
 
@@ -31,7 +31,7 @@ class Brood(struct.PyTreeNode):
     """What is kept of one seed's variants. Leading axis [G] when stacked."""
 
     key: jax.Array  # [] typed key
-    budget: jax.Array  # [] int32, spawns made: each draws from fold_in(key, budget)
+    spawned: jax.Array  # [] int32, so many so far: each draws from fold_in(key, spawned)
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class Spawner:
     def step(
         self, program: Program, members: Member, groups: Brood, lanes: jax.Array
     ) -> tuple[Member, Brood, MeetingReport]:
-        n_lanes, n_seeds = members.brain.done.shape[0], groups.budget.shape[0]
+        n_lanes, n_seeds = members.brain.done.shape[0], groups.spawned.shape[0]
         places = lanes.reshape(n_seeds, self.size)
         plans = self._plans(members, places)
         spawning, resuming = (plans.asked & (plans.action == int(a)) for a in (MetaAction.SPAWN, MetaAction.NO_OP))
@@ -93,7 +93,7 @@ class Spawner:
             at = jnp.where(where, lane, n_lanes)
             return jax.tree.map(lambda x, new: x.at[at].set(new, mode="drop"), start, values)
 
-        keys = jax.vmap(jax.random.fold_in)(groups.key, groups.budget)
+        keys = jax.vmap(jax.random.fold_in)(groups.key, groups.spawned)
         made = partial(self._made, program)
 
         def spawned(members: Member) -> Member:
@@ -112,8 +112,10 @@ class Spawner:
         parents = itself.at[jnp.where(spawning, first + plans.newest + 1, itself.size)].set(
             first + plans.parent, mode="drop"
         )
-        report = MeetingReport(parents, told_reasons(brain.done[lanes], brain.stop_reason[lanes]))
-        groups = groups.replace(budget=groups.budget + spawning.astype(jnp.int32))
+        waits = brain.done & (brain.stop_reason == StopReason.RUNNING)
+        reasons = jnp.where(waits, jnp.int32(StopReason.UNSPAWNED), brain.stop_reason)
+        report = MeetingReport(parents, reasons[lanes])
+        groups = groups.replace(spawned=groups.spawned + spawning.astype(jnp.int32))
         return members.replace(brain=brain), groups, report
 
     def _plans(self, members: Member, places: jax.Array) -> SpawnPlan:

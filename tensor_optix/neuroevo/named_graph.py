@@ -23,11 +23,10 @@ from tensor_optix.neuroevo.graph.arrays import (
     empty,
     fresh_memory,
 )
-from tensor_optix.neuroevo.graph.capacity import grown
+from tensor_optix.neuroevo.graph.capacity import grown, relocated, relocated_memory, relocated_neurons
 from tensor_optix.neuroevo.graph.edits import Edited, carried
 from tensor_optix.neuroevo.graph.levels import levels
 from tensor_optix.neuroevo.neurons import n_gates
-from tensor_optix.neuroevo.relocation import on_host, relocated
 
 _KINDS = {"n": "neuron", "e": "edge"}
 _HIDDEN, _LEVELS = 8, 2  # room to start with
@@ -55,7 +54,7 @@ class NamedGraph:
         capacity = Capacity(1, 1, _HIDDEN, levels=_LEVELS, activations=(Activation.LINEAR,), softplus=softplus)
         self.version = 0
         self.values: np.ndarray | None = None
-        self._graph = on_host(empty(capacity))
+        self._graph = _on_host(empty(capacity))
         self._memory = fresh_memory(capacity)
         self._arrays: Graph | None = None  # `_graph` on the device
         self._deep_enough = True  # the capacity's levels are known to do
@@ -101,7 +100,7 @@ class NamedGraph:
                     f"the memory of one graph must have these shapes and dtypes: {_forms(expected)}, "
                     f"got {_forms(memory)}"
                 )
-        new = on_host(graph)
+        new = _on_host(graph)
         same = jax.tree.map(np.array_equal, new.topology, self._graph.topology)
         if not all(jax.tree.leaves(same)):
             raise ValueError("set_arrays takes weights, and these come with other neurons or edges: use `operations`")
@@ -235,11 +234,11 @@ class NamedGraph:
         slots = {name: slot + hidden for name, slot in self._slots.items()}
         slots |= {name: i for i, name in enumerate(self._roles[Role.INPUT])}
         slots |= {name: capacity.inputs + i for i, name in enumerate(self._roles[Role.OUTPUT])}
-        old = list(self._slots.values())
-        self._graph, memory, self.values = relocated(
-            self._graph, self._memory, self.values, old, list(slots.values()), capacity
-        )
-        self._memory = jax.tree.map(jnp.array, memory)
+        source, target = (np.asarray(list(places), np.int64) for places in (self._slots.values(), slots.values()))
+        self._graph = relocated(self._graph, source, target, capacity)
+        self._memory = jax.tree.map(jnp.array, relocated_memory(self._memory, source, target, capacity))
+        if self.values is not None:
+            self.values = relocated_neurons(self.values, source, target, capacity)
         self._slots, self._arrays = slots, None
 
     def become(self, other: NamedGraph) -> None:
@@ -277,7 +276,7 @@ class NamedGraph:
         graph, ok, memory, values = done
         if not ok:
             raise ValueError(f"{pure.__name__} cannot be done in this graph at {slots}")
-        self._graph, self._arrays, self._memory = on_host(graph), graph, memory
+        self._graph, self._arrays, self._memory = _on_host(graph), graph, memory
         self.values = None if self.values is None else np.asarray(values)
         self.version += 1
         return self._renamed(wanted)
@@ -378,3 +377,8 @@ def _edited(
     done = pure(graph, *slots)
     now = carried(done, Memory(values[None], ())).past[0]
     return done.graph, done.ok, carried(done, memory), now
+
+
+def _on_host(graph: Graph) -> Graph:
+    """The same in NumPy arrays of its own, that can be written to."""
+    return jax.tree.map(np.array, graph)

@@ -17,7 +17,7 @@ from tensor_optix.neuroevo.graph.arrays import (
     forgotten,
     fresh_memory,
 )
-from tensor_optix.neuroevo.graph.capacity import grown, pad_graph, pad_memory, pad_observation
+from tensor_optix.neuroevo.graph.capacity import grown, pad_graph, pad_memory
 from tensor_optix.neuroevo.graph.forward import step
 from tests.neuroevo.graphs import CLAMP, MODES, observations, packed, placed, random_oracle, run_oracle, spread
 from tests.neuroevo.oracle import Neuron, Oracle
@@ -127,8 +127,7 @@ def test_padding_changes_nothing(capacity):
         _, _, _, graph, memory, seen = case(seed, capacity)
         _, memory, _ = episode(graph, memory, seen[:6])
         outs, _, values = episode(graph, memory, seen[6:])
-        wide = np.asarray(pad_observation(seen[6:], larger))
-        assert wide.shape == (STEPS - 6, 6)
+        wide = np.pad(seen[6:], [(0, 0), (0, 6 - capacity.inputs)])
         more = episode(pad_graph(graph, larger), pad_memory(memory, capacity, larger), wide)
         np.testing.assert_allclose(more[0], outs, rtol=1e-6, atol=1e-6)
         np.testing.assert_allclose(more[2][:, places], values, rtol=1e-6, atol=1e-6)

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tensor_optix.neuroevo.graph.arrays import Capacity, Graph, Memory, Topology, Weights, fresh_memory
+from tensor_optix.neuroevo.graph.arrays import Capacity, Graph, Memory, fresh_memory
 
 
 def grown(capacity: Capacity, **room: int) -> Capacity:
@@ -34,40 +34,8 @@ def pad_graph(graph: Graph, capacity: Capacity) -> Graph:
       ValueError: `capacity` has less room in some respect, another number of outputs, or another form of Dale's law.
     """
     _check(graph.capacity, capacity)
-    topology, weights = graph.topology, graph.weights
-    place = _places(graph.capacity, capacity)
-    n, d = capacity.neurons, capacity.delays
-
-    def neurons(x: jax.Array) -> jax.Array:
-        return jnp.zeros((n, *x.shape[1:]), x.dtype).at[place].set(x)
-
-    def edges(x: jax.Array) -> jax.Array:
-        delays = np.arange(x.shape[0])
-        return jnp.zeros((1 + d, n, n), x.dtype).at[np.ix_(delays, place, place)].set(x)
-
-    return Graph(
-        Topology(
-            role=neurons(topology.role),
-            kind=neurons(topology.kind),
-            activation=neurons(topology.activation),
-            cell_type=neurons(topology.cell_type),
-            edges=edges(topology.edges),
-        ),
-        pad_weights(weights, graph.capacity, capacity),
-        capacity,
-    )
-
-
-def pad_weights(weights: Weights, old: Capacity, new: Capacity) -> Weights:
-    """Weights, or what an optimiser keeps beside each of them, at a larger capacity."""
-    place = _places(old, new)
-    n = new.neurons
-    edges = jnp.zeros((1 + new.delays, n, n), weights.edges.dtype)
-    return Weights(
-        edges=edges.at[np.ix_(np.arange(1 + old.delays), place, place)].set(weights.edges),
-        bias=jnp.zeros((n,), weights.bias.dtype).at[place].set(weights.bias),
-        gates=jnp.zeros((n, weights.gates.shape[1]), weights.gates.dtype).at[place].set(weights.gates),
-    )
+    moved = relocated(graph, np.arange(graph.capacity.neurons), _places(graph.capacity, capacity), capacity)
+    return jax.tree.map(jnp.asarray, moved)
 
 
 def pad_memory(memory: Memory, old: Capacity, new: Capacity, batch: tuple[int, ...] = ()) -> Memory:
@@ -75,17 +43,49 @@ def pad_memory(memory: Memory, old: Capacity, new: Capacity, batch: tuple[int, .
 
     batch: of an old memory that holds nothing, and so does not tell.
     """
-    place = _places(old, new)
-    batch = memory.past.shape[:-2] if old.delays else batch
-    fresh = fresh_memory(new, batch)
-    past = fresh.past.at[(..., *np.ix_(np.arange(old.delays), place))].set(memory.past) if old.delays else fresh.past
-    return Memory(past, fresh.cell.at[..., place].set(memory.cell) if old.gated else fresh.cell)
+    moved = relocated_memory(memory, np.arange(old.neurons), _places(old, new), new, batch)
+    return jax.tree.map(jnp.asarray, moved)
 
 
-def pad_observation(obs: Any, capacity: Capacity) -> jax.Array:
-    """Observations [*batch, i] with zeros behind them, [*batch, I]."""
-    obs = jnp.asarray(obs, jnp.float32)
-    return jnp.pad(obs, [(0, 0)] * (obs.ndim - 1) + [(0, capacity.inputs - obs.shape[-1])])
+def relocated(graph: Graph, old: np.ndarray, new: np.ndarray, capacity: Capacity) -> Graph:
+    """What lies in the slots `old`, put into the slots `new` of another capacity; in all others is nothing. In NumPy.
+
+    Inputs and outputs may come and go. `capacity` has at least as many delays.
+    """
+    delays = np.arange(1 + graph.capacity.delays)
+
+    def moved(x: Any) -> np.ndarray:
+        x = np.asarray(x)
+        if x.ndim < 3:
+            return relocated_neurons(x, old, new, capacity)
+        out = np.zeros((1 + capacity.delays, capacity.neurons, capacity.neurons), x.dtype)
+        out[np.ix_(delays, new, new)] = x[np.ix_(delays, old, old)]
+        return out
+
+    return Graph(jax.tree.map(moved, graph.topology), jax.tree.map(moved, graph.weights), capacity)
+
+
+def relocated_memory(
+    memory: Memory, old: np.ndarray, new: np.ndarray, capacity: Capacity, batch: tuple[int, ...] = ()
+) -> Memory:
+    """The memory [*batch, ...] that goes with `relocated`. batch: of one that holds nothing."""
+    there = [np.asarray(x) for x in (memory.past, memory.cell) if not isinstance(x, tuple)]
+    if there:
+        batch = there[0].shape[: there[0].ndim - (1 if isinstance(memory.past, tuple) else 2)]
+    fresh = jax.tree.map(np.array, fresh_memory(capacity, batch))
+    if not isinstance(memory.past, tuple):
+        past = np.asarray(memory.past)
+        fresh.past[..., : past.shape[-2], new] = past[..., old]
+    if not isinstance(memory.cell, tuple):
+        fresh.cell[..., new] = np.asarray(memory.cell)[..., old]
+    return fresh
+
+
+def relocated_neurons(x: np.ndarray, old: np.ndarray, new: np.ndarray, capacity: Capacity) -> np.ndarray:
+    """The same for an array [N, ...] with a row for each neuron."""
+    out = np.zeros((capacity.neurons, *x.shape[1:]), x.dtype)
+    out[new] = x[old]
+    return out
 
 
 def _places(old: Capacity, new: Capacity) -> np.ndarray:
