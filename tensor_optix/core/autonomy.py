@@ -179,10 +179,29 @@ def tick(state: AutonomyState) -> AutonomyState:
     return state.replace(window=state.window + (~state.done).astype(jnp.int32))
 
 
-def resume(config: AutonomyConfig, state: AutonomyState) -> AutonomyState:
-    """Carry on after a DORMANT that somebody handled (a spawn, a grown network, "no, go on")."""
+def renew(config: AutonomyConfig, state: AutonomyState, keep: float = 0.0) -> AutonomyState:
+    """What learns has grown: a fresh patience, also after a DORMANT. What has ended for good stays ended.
+
+    Also out of budget the patience is fresh, for a larger budget may follow.
+
+    keep: share of the interval between evaluations that stays.
+    """
+    fresh, spent = resume(config, state, keep), state.window >= state.max_windows
+    fresh = fresh.replace(
+        done=spent, stop_reason=jnp.where(spent, jnp.int32(StopReason.BUDGET), jnp.int32(StopReason.RUNNING))
+    )
+    reason = state.stop_reason
+    over = state.done & (reason != StopReason.CONVERGED) & (reason != StopReason.BUDGET)
+    return jax.tree.map(lambda old, new: jnp.where(over, old, new), state, fresh)
+
+
+def resume(config: AutonomyConfig, state: AutonomyState, keep: float = 0.0) -> AutonomyState:
+    """Carry on after a DORMANT that somebody handled (a spawn, "no, go on").
+
+    keep: share of the interval between evaluations that stays.
+    """
     return state.replace(
-        scheduler=backoff_scheduler.restart(config.scheduler, state.scheduler),
+        scheduler=backoff_scheduler.restart(config.scheduler, state.scheduler, keep),
         next_evaluation=state.window + jnp.int32(config.scheduler.base_interval),
         done=jnp.bool_(False),
         stop_reason=jnp.int32(StopReason.RUNNING),

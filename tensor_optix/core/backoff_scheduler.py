@@ -151,8 +151,12 @@ def init(config: BackoffConfig) -> SchedulerState:
     )
 
 
-def restart(config: BackoffConfig, state: SchedulerState) -> SchedulerState:
-    """A handled DORMANT resumes: ACTIVE, base interval, all counts at 0. What has been reached is remembered."""
+def restart(config: BackoffConfig, state: SchedulerState, keep: float = 0.0) -> SchedulerState:
+    """A handled DORMANT resumes: ACTIVE, all counts at 0. What has been reached is remembered.
+
+    keep: share of the interval that stays; never less than the base interval.
+    """
+    interval = (state.interval.astype(jnp.float32) * keep).astype(jnp.int32)
     return dataclasses.replace(
         state,
         count=jnp.zeros_like(state.count),
@@ -160,7 +164,7 @@ def restart(config: BackoffConfig, state: SchedulerState) -> SchedulerState:
         fallen=jnp.zeros_like(state.fallen),
         below=jnp.zeros_like(state.below),
         low=jnp.zeros_like(state.low),
-        interval=jnp.full_like(state.interval, config.base_interval),
+        interval=jnp.maximum(interval, config.base_interval),
         code=jnp.full_like(state.code, LoopState.ACTIVE),
     )
 

@@ -120,9 +120,9 @@ class BackoffScheduler:
         """ACTIVE, base interval: what has fallen may rise again."""
         self._answer(misses=0)
 
-    def record_restart(self) -> None:
-        """A handled DORMANT resumes."""
-        self.state = backoff_scheduler.restart(self.config, self.state)
+    def record_restart(self, keep: float = 0.0) -> None:
+        """A handled DORMANT resumes; keep: share of the interval that stays."""
+        self.state = backoff_scheduler.restart(self.config, self.state, keep)
 
     def enter_watchdog(self) -> None:
         """From here on only degradation is looked for."""

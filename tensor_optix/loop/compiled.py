@@ -22,7 +22,7 @@ from jax.sharding import PartitionSpec as P
 from tensor_optix.algorithms.contract import Algorithm, Learner, Policy, Snapshot, WindowStats
 from tensor_optix.core import autonomy
 from tensor_optix.core.autonomy import AutonomyConfig, AutonomyState
-from tensor_optix.core.types import Decision, Event, Scores, StopReason
+from tensor_optix.core.types import Decision, Event, Scores
 from tensor_optix.envs.evaluate import EpisodeStats, evaluate_with_carry
 from tensor_optix.loop.packing import Packed, pack
 
@@ -186,10 +186,8 @@ class Program:
 
         def told(state: tuple[Learner, AutonomyState]) -> tuple[Learner, AutonomyState]:
             learner, grew = each(self.algorithm.evaluated)(state[0], score, key())  # type: ignore[attr-defined]
-            resumed = each(partial(autonomy.resume, self.brain))(state[1])
-            # A run that has just ended for good (budget, target, NaN) stays ended.
-            goes_on = grew & (~state[1].done | (state[1].stop_reason == StopReason.CONVERGED))
-            return learner, _where(goes_on, lambda _: resumed, state[1])
+            renewed = each(partial(autonomy.renew, self.brain))(state[1])
+            return learner, _where(grew, lambda _: renewed, state[1])
 
         return _where(due, told, (learner, brain))
 

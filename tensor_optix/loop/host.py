@@ -189,11 +189,12 @@ class LoopController:
         self._forget(reset_envs=False)
 
     def keep_going(self) -> None:
-        """Answer a DORMANT from `on_dormant`: it was handled (a spawn, a grown network), learning goes on.
-
-        Nothing happens where learning does not count as over. Where the budget is, that is what stops the run.
-        """
+        """Answer a DORMANT from `on_dormant`: it was handled, learning goes on, unless the budget stops it."""
         self.brain.resume()
+
+    def renew(self, keep: float = 0.0) -> None:
+        """What learns has grown: a fresh patience, and `keep` of the interval between evaluations."""
+        self.brain.renew(keep)
 
     def run(self) -> HostResult:
         """Train until the brain, `stop`, the end of the source or Ctrl-C stops it; then the best policy is in place."""

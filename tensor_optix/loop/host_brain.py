@@ -125,11 +125,12 @@ class HostBrain:
 
         Without budget it is the budget that stops the run, and a larger one lets it go on.
         """
-        if self.stop_reason != StopReason.CONVERGED:
-            return
-        self.state = autonomy.resume(self.config, self.state)
-        if self.window >= int(self.state.max_windows):
-            self.state = self.state.replace(done=jnp.bool_(True), stop_reason=jnp.int32(StopReason.BUDGET))
+        if self.stop_reason == StopReason.CONVERGED:
+            self.renew()
+
+    def renew(self, keep: float = 0.0) -> None:
+        """A fresh patience, also in the middle; see `autonomy.renew`."""
+        self.state = autonomy.renew(self.config, self.state, keep)
         self._due = bool(autonomy.is_due(self.state))
 
     def override(self, values: Mapping[str, float]) -> None:
