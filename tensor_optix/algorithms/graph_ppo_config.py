@@ -49,8 +49,8 @@ class GraphPPOConfig(SequencePPOConfig):
             raise ValueError(f"activation of a neuron must be one of {', '.join(ACTIVATIONS)}, got {self.activation!r}")
         if self.cell not in CELLS:
             raise ValueError(f"cell must be one of {', '.join(CELLS)}, got {self.cell!r}")
-        if self.grow_op not in ("off", *growth.GROW_OPS):
-            raise ValueError(f"grow_op must be off, {', '.join(growth.GROW_OPS)}, got {self.grow_op!r}")
+        if self.grow_op not in ("off", *growth.GROW_EDITS):
+            raise ValueError(f"grow_op must be off, {', '.join(growth.GROW_EDITS)}, got {self.grow_op!r}")
         if self.grow_op == "add_edge" and not max(self.max_delay, self.feedback):
             raise ValueError("grow_op=add_edge adds delayed edges: give them room with max_delay=3")
         if self.grow_op in ("insert_edge", "split_neuron") and self.max_neurons <= sum(self.hidden_sizes):

@@ -67,6 +67,17 @@ def complete(params: Mapping[str, Any]) -> dict[str, Any]:
     return result
 
 
+def complete_with_steps(params: Mapping[str, Any], defaults: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """`complete` over other defaults, one of which, `name`, is a number of steps: 1 to 1 000 000, made whole."""
+    result = complete({**defaults, **params})
+    value, most = result[name], 1_000_000
+    if isinstance(value, bool) or not isinstance(value, int | float | np.number):
+        raise TypeError(f"{name} must be a number, got {value!r}")
+    if not 1 <= value <= most:
+        raise ValueError(f"{name} must be from 1 to {most}, got {value!r}")
+    return {**result, name: round(float(value))}
+
+
 @dataclass(frozen=True)
 class Rows:
     """What an update draws its minibatches from; B is the number of usable rows of a window."""

@@ -6,6 +6,7 @@ nobody knows what they led to.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -90,14 +91,34 @@ def _loss(
     actor, critic = jnp.split(drawn.hidden, 2, axis=-1)
     out, _ = algorithm._actor.apply(params["actor"], rows.obs, actor, starts)
     value, _ = algorithm._values(params["critic"], rows.obs, critic, starts)
-    log_std, total = params.get("log_std", ()), jnp.sum(counts, dtype=jnp.float32)
+    log_std = params.get("log_std", ())
+    return counted_loss(lambda out, obs: algorithm._as_distribution(out, log_std, obs), out, value, rows, counts, hyper)
+
+
+def counted_loss(
+    distribution: Callable[[jax.Array, jax.Array], Any],
+    out: jax.Array,
+    value: jax.Array,
+    rows: Batch,
+    counts: jax.Array,
+    hyper: Hyperparams,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """The clipped loss over the rows that count, at least one: [] and `LOSSES`.
+
+    Args:
+        distribution: of a row's output and observation.
+        out, value: what the networks say of the rows, [L, M, ...] and [L, M].
+        rows: [L, M, ...]; their advantages are normalised.
+        counts: [L, M] bool.
+        hyper: those of the loss.
+    """
+    total = jnp.sum(counts, dtype=jnp.float32)
 
     def mean(x: jax.Array) -> jax.Array:
         return jnp.sum(jnp.where(counts, x, jnp.float32(0.0))) / total
 
     def of_row(out: jax.Array, value: jax.Array, row: Batch) -> tuple[jax.Array, dict[str, jax.Array]]:
-        dist = algorithm._as_distribution(out, log_std, row.obs)
-        return clipped_loss(dist, value, row, hyper, normalize_advantages=False, clip_value=False)
+        return clipped_loss(distribution(out, row.obs), value, row, hyper, normalize_advantages=False, clip_value=False)
 
     centred = rows.advantage - mean(rows.advantage)
     normalized = centred / (jnp.sqrt(mean(jnp.square(centred))) + jnp.float32(1e-8))

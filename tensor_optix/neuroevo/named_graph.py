@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tensor_optix.neuroevo.following import Followed
 from tensor_optix.neuroevo.graph.arrays import (
     Activation,
     Capacity,
@@ -22,6 +23,7 @@ from tensor_optix.neuroevo.graph.arrays import (
     Weights,
     empty,
     fresh_memory,
+    on_host,
 )
 from tensor_optix.neuroevo.graph.capacity import grown, relocated, relocated_memory, relocated_neurons
 from tensor_optix.neuroevo.graph.edits import Edited, carried
@@ -40,22 +42,21 @@ class Place(NamedTuple):
     delay: int
 
 
-class NamedGraph:
+class NamedGraph(Followed):
     """A pure graph and memory whose neurons and edges have ids.
 
     Arrays are kept on the host, where they can be written to, and copied to the device when they are asked for.
 
     Attributes:
         version: how often the structure has changed.
-        values: float32 [N] by slot, of all neurons in the last forward pass, 0 of those that were not there; or None.
     """
 
     def __init__(self, softplus: bool) -> None:
         capacity = Capacity(1, 1, _HIDDEN, levels=_LEVELS, activations=(Activation.LINEAR,), softplus=softplus)
+        super().__init__()
         self.version = 0
-        self.values: np.ndarray | None = None
-        self._graph = _on_host(empty(capacity))
-        self._memory = fresh_memory(capacity)
+        self._graph: Graph = on_host(empty, capacity)
+        self._memory: Memory = on_host(fresh_memory, capacity)
         self._arrays: Graph | None = None  # `_graph` on the device
         self._deep_enough = True  # the capacity's levels are known to do
         self._slots: dict[Hashable, int] = {}  # in the order in which they came
@@ -77,9 +78,25 @@ class NamedGraph:
         return self._arrays
 
     @property
+    def capacity(self) -> Capacity:
+        """That of `arrays`."""
+        return self.arrays.capacity
+
+    @property
     def memory(self) -> Memory:
-        """What is remembered of the episode."""
+        """What is remembered of the episode. Can be set, in the shapes that it has; ValueError for others."""
+        if isinstance(self._memory.past, np.ndarray):
+            self._memory = jax.tree.map(jnp.array, self._memory)
         return self._memory
+
+    @memory.setter
+    def memory(self, memory: Memory) -> None:
+        if _forms(memory) != _forms(self._memory):
+            raise ValueError(
+                f"the memory of one graph must have these shapes and dtypes: {_forms(self._memory)}, got "
+                f"{_forms(memory)}"
+            )
+        self._memory = jax.tree.map(jnp.array, memory)
 
     def set_arrays(self, graph: Graph, memory: Memory | None = None) -> None:
         """Takes over weights, and the memory if there is one, of the same structure at the same capacity.
@@ -93,18 +110,14 @@ class NamedGraph:
             raise ValueError(f"the graph has {own.capacity}, got one with {graph.capacity}: take `arrays` anew")
         if _forms(graph) != _forms(own):
             raise ValueError(f"arrays must have these shapes and dtypes: {_forms(own)}, got {_forms(graph)}")
+        before = self._memory
         if memory is not None:
-            expected = fresh_memory(own.capacity)
-            if _forms(memory) != _forms(expected):
-                raise ValueError(
-                    f"the memory of one graph must have these shapes and dtypes: {_forms(expected)}, "
-                    f"got {_forms(memory)}"
-                )
+            self.memory = memory
         new = _on_host(graph)
         same = jax.tree.map(np.array_equal, new.topology, self._graph.topology)
         if not all(jax.tree.leaves(same)):
+            self._memory = before
             raise ValueError("set_arrays takes weights, and these come with other neurons or edges: use `operations`")
-        self._memory = self._memory if memory is None else jax.tree.map(jnp.array, memory)
         self._graph = new
         self._arrays = None
 
@@ -126,6 +139,20 @@ class NamedGraph:
         """Delay, to, from: its place in `arrays`, until the structure changes; ValueError if there is no such edge."""
         src, dst, delay = self.place_of(edge_id)
         return delay, self._slots[dst], self._slots[src]
+
+    def neuron_at(self, slot: int) -> Hashable:
+        """The id of the neuron in a slot; ValueError if there is none."""
+        for name, place in self._slots.items():
+            if place == slot:
+                return name
+        raise ValueError(f"there is no neuron in slot {slot}")
+
+    def edge_at(self, delay: int, dst: int, src: int) -> Hashable:
+        """The id of the edge between two slots; ValueError if there is none."""
+        place = Place(self.neuron_at(src), self.neuron_at(dst), delay)
+        if place not in self._names:
+            raise ValueError(f"there is no edge from {place.src!r} to {place.dst!r} with delay {delay}")
+        return self._names[place]
 
     def chain(self, start: Hashable, end: Hashable) -> list[Hashable] | None:
         """The neurons on a shortest way from `start` to `end` along edges without delay, both included; or None."""
@@ -228,26 +255,48 @@ class NamedGraph:
         inputs, outputs = (max(1, len(self._roles[role])) for role in (Role.INPUT, Role.OUTPUT))
         self._arrange(dataclasses.replace(self._graph.capacity, inputs=inputs, outputs=outputs))
 
+    def arrange(self, capacity: Capacity, slots: Sequence[int]) -> None:
+        """Puts the neurons into these slots of another capacity.
+
+        Raises:
+            ValueError: it has too little room, or a neuron's slot is not one for its role or taken.
+        """
+        least = grown(self._graph.capacity, delays=max((place.delay for place in self._edges.values()), default=0))
+        roles = [Role(int(self._graph.topology.role[slot])) for slot in self._slots.values()]
+        starts = {Role.INPUT: 0, Role.OUTPUT: capacity.inputs, Role.HIDDEN: capacity.first_hidden}
+        ends = {Role.INPUT: capacity.inputs, Role.OUTPUT: capacity.first_hidden, Role.HIDDEN: capacity.neurons}
+        fits = len(slots) == len(roles) == len(set(slots))
+        fits = fits and all(starts[role] <= slot < ends[role] for role, slot in zip(roles, slots, strict=True))
+        fits = fits and capacity.delays >= least.delays and capacity.gated >= least.gated
+        if not fits or not set(least.activations) <= set(capacity.activations):
+            raise ValueError(f"the graph's neurons and edges do not fit into {capacity} at the slots {list(slots)}")
+        self._relocate(capacity, dict(zip(self._slots, slots, strict=True)))
+
     def _arrange(self, capacity: Capacity) -> None:
         """Puts what has a name into the slots of another capacity, and leaves the rest behind."""
         hidden = capacity.first_hidden - self._graph.capacity.first_hidden
         slots = {name: slot + hidden for name, slot in self._slots.items()}
         slots |= {name: i for i, name in enumerate(self._roles[Role.INPUT])}
         slots |= {name: capacity.inputs + i for i, name in enumerate(self._roles[Role.OUTPUT])}
+        self._relocate(capacity, slots)
+
+    def _relocate(self, capacity: Capacity, slots: dict[Hashable, int]) -> None:
         source, target = (np.asarray(list(places), np.int64) for places in (self._slots.values(), slots.values()))
         self._graph = relocated(self._graph, source, target, capacity)
-        self._memory = jax.tree.map(jnp.array, relocated_memory(self._memory, source, target, capacity))
+        self._memory = relocated_memory(self._memory, source, target, capacity)
         if self.values is not None:
-            self.values = relocated_neurons(self.values, source, target, capacity)
+            self._values = relocated_neurons(self.values, source, target, capacity)
         self._slots, self._arrays = slots, None
+        self._moved(source, target, capacity)
 
     def become(self, other: NamedGraph) -> None:
         """Takes over all that `other` is; ids that this one has given stay given."""
         for field in ("_graph", "_memory", "_slots", "_delays", "_roles", "_edges", "_names"):
             setattr(self, field, getattr(other, field))
         self.retire(other._used["n"], other._used["e"])
-        self.values, self._arrays, self._deep_enough = None, None, False
+        self._arrays, self._deep_enough = None, False
         self.version += 1
+        self._replaced()
 
     # Edits
 
@@ -270,21 +319,24 @@ class NamedGraph:
         wanted = self._name("n", neuron_id)
         arguments = [np.float32(x) if isinstance(x, float) else np.int32(x) for x in slots]
         done = self._tried(pure, arguments)
-        if not done[1]:  # for want of levels, or not at all
+        if not done[0].ok:  # for want of levels, or not at all
             self.make_room(levels=self._graph.capacity.levels + 1)
             done = self._tried(pure, arguments)
-        graph, ok, memory, values = done
-        if not ok:
+        edited, memory, values = done
+        if not edited.ok:
             raise ValueError(f"{pure.__name__} cannot be done in this graph at {slots}")
-        self._graph, self._arrays, self._memory = _on_host(graph), graph, memory
-        self.values = None if self.values is None else np.asarray(values)
+        before = self.arrays
+        self._graph, self._arrays, self._memory = _on_host(edited.graph), edited.graph, memory
+        self._values = None if self.values is None else np.asarray(values)
         self.version += 1
-        return self._renamed(wanted)
+        names = self._renamed(wanted)
+        self._edited(pure, slots, before, edited)
+        return names
 
-    def _tried(self, pure: Callable[..., Edited], arguments: list[Any]) -> tuple[Graph, jax.Array, Memory, jax.Array]:
+    def _tried(self, pure: Callable[..., Edited], arguments: list[Any]) -> tuple[Edited, Memory, jax.Array]:
         graph = self.arrays
         values = np.zeros(graph.capacity.neurons, np.float32) if self.values is None else self.values
-        return _edited(pure, graph, self._memory, jnp.array(values), *arguments)
+        return _done(pure, graph, self.memory, jnp.array(values), *arguments)
 
     def _renamed(self, neuron_id: Hashable) -> tuple[list[Hashable], list[Hashable]]:
         """Forgets the names of what is gone, and gives names to what is new, in the order of the neurons."""
@@ -344,11 +396,11 @@ class NamedGraph:
             self._delays[key] = max(self._delays[key], value)
             self.make_room(delays=value)
         elif field == "value" and self.values is not None:
-            self.values = np.where(np.arange(len(self.values)) == slot, np.float32(value), self.values)
+            self._values = np.where(np.arange(len(self.values)) == slot, np.float32(value), self.values)
         elif field == "past":
-            self._memory = self._memory.replace(past=self._memory.past.at[: len(value), slot].set(value))
+            self._memory = self._memory.replace(past=self.memory.past.at[: len(value), slot].set(value))
         elif field == "cell" and self._graph.capacity.gated:
-            self._memory = self._memory.replace(cell=self._memory.cell.at[slot].set(value))
+            self._memory = self._memory.replace(cell=self.memory.cell.at[slot].set(value))
 
     def weight_in(self, weights: Weights, field: str, key: Hashable) -> Any:
         """Of `weights` at this capacity (parameters or gradients) those of one bias, edge or set of gates."""
@@ -371,12 +423,12 @@ def _depth(edges: jax.Array, inputs: int) -> jax.Array:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _edited(
+def _done(
     pure: Callable[..., Edited], graph: Graph, memory: Memory, values: jax.Array, *slots: jax.Array
-) -> tuple[Graph, jax.Array, Memory, jax.Array]:
+) -> tuple[Edited, Memory, jax.Array]:
     done = pure(graph, *slots)
     now = carried(done, Memory(values[None], ())).past[0]
-    return done.graph, done.ok, carried(done, memory), now
+    return done, carried(done, memory), now
 
 
 def _on_host(graph: Graph) -> Graph:

@@ -17,7 +17,7 @@ import numpy as np
 
 from tensor_optix.neuroevo import graph_state
 from tensor_optix.neuroevo.array_kinds import unwrapped
-from tensor_optix.neuroevo.graph import dale
+from tensor_optix.neuroevo.graph import dale, edits
 from tensor_optix.neuroevo.graph.arrays import (
     Activation,
     Capacity,
@@ -28,6 +28,7 @@ from tensor_optix.neuroevo.graph.arrays import (
     Weights,
     empty,
     fresh_memory,
+    on_host,
 )
 from tensor_optix.neuroevo.graph.cells import fresh_gates
 from tensor_optix.neuroevo.graph.forward import step
@@ -170,10 +171,11 @@ class NeuronGraph(NamedGraph):
         """The edge goes; nothing happens if there is none."""
         if edge_id not in self._edges:
             return
-        at = self.index_of(edge_id)
+        at, before = self.index_of(edge_id), self.arrays
         self._graph.topology.edges[at], self._graph.weights.edges[at] = False, 0.0
         self._forget_edge(edge_id)
         self._restructured()
+        self._edited(None, (), before, edits.unchanged(self.arrays))
 
     def remove_neuron(self, neuron_id: Hashable) -> None:
         """The neuron goes, with its edges; nothing happens if there is none."""
@@ -194,7 +196,7 @@ class NeuronGraph(NamedGraph):
 
     def _restructured(self) -> None:
         self.version += 1
-        self._arrays = None
+        self._arrays = self.last_step = self.gradient = None
 
     def _raw(self, src: Hashable, weight: float) -> float:
         """The parameter of an edge from `src` that acts as `weight`."""
@@ -226,6 +228,10 @@ class NeuronGraph(NamedGraph):
     def output_ids(self) -> list[Hashable]:
         """In the order of what `forward` gives."""
         return list(self._roles[Role.OUTPUT])
+
+    def placed(self, obs: np.ndarray) -> np.ndarray:
+        """Observations [*batch, inputs] in the order of `input_ids` as `forward.step` takes them: as they are."""
+        return obs
 
     def all_neuron_ids(self) -> list[Hashable]:
         """In the order in which they came."""
@@ -297,7 +303,8 @@ class NeuronGraph(NamedGraph):
         return self._handles[field, key]
 
     def set_gradients(self, gradients: Weights) -> None:
-        """Hands gradients by `arrays.weights` on to the handles of the parameters."""
+        """Keeps gradients by `arrays.weights`, and hands them on to the handles of the parameters."""
+        self.gradient = gradients
         of = jax.tree.map(np.asarray, gradients)
         for handle in self.parameters():
             handle.grad = self.weight_in(of, handle.field, handle.key)
@@ -325,16 +332,16 @@ class NeuronGraph(NamedGraph):
             raise ValueError(
                 f"obs dim must be {inputs}, one number for each input neuron, got the shape {list(array.shape)}"
             )
-        graph = self.arrays
-        out, self._memory, values = _forward(graph, self._memory, array if inputs else np.zeros(1, np.float32))
-        self.values = np.asarray(values)
+        before = self.memory
+        out, self._memory, values = _forward(self.arrays, before, array if inputs else np.zeros(1, np.float32))
+        self.saw(values, before)
         return back(out if outputs else out[:0])
 
     __call__ = forward
 
     def reset_state(self) -> None:
         """An episode starts: nothing is remembered."""
-        self._memory = fresh_memory(self._graph.capacity)
+        self._memory = on_host(fresh_memory, self._graph.capacity)
 
     def enforce_dale(self) -> None:
         """Sets weights that Dale's law forbids to 0; under softplus there are none."""

@@ -86,7 +86,7 @@ class Neuron:
     is_recurrent: ClassVar[bool] = False  # gradients flow back through its memory
     _owner: Owner
     _key: Hashable
-    _train_state: tuple[jax.Array, jax.Array]  # h and c of the sequence that is learned from
+    _train_state: tuple[Any, Any]  # h and c of the sequence that is learned from
 
     def __init__(
         self, activation: str = "tanh", neuron_id: Hashable = None, max_delay: int = 1, cell_type: str = "any"
@@ -204,7 +204,7 @@ class Neuron:
 
     def reset_train_state(self) -> None:
         """A sequence to learn from starts: `recurrent_step` remembers nothing."""
-        self._train_state = (jnp.float32(0.0), jnp.float32(0.0))
+        self._train_state = (np.float32(0.0), np.float32(0.0))
 
     def reset_state(self) -> None:
         """An episode starts: no history, no memory."""

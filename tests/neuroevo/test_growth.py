@@ -118,12 +118,12 @@ class TestGrowing:
         assert (decided.graph.topology.role != Role.ABSENT).sum() <= CAPACITY.neurons
         assert decided.growth.counts[0] == at.size
 
-    @pytest.mark.parametrize("op", growth.GROW_OPS)
+    @pytest.mark.parametrize("op", sorted(growth.GROW_EDITS))
     def test_the_function_is_preserved_in_the_middle_of_an_episode(self, op):
         config = dataclasses.replace(CONFIG, grow_op=op)
         state = growth.init(config, CAPACITY)
         for i, score in enumerate(wave(25)):
-            state = growth._remember(config, BASE, state, told(score, seed=i))
+            state = growth.remembered(config, BASE, state, told(score, seed=i))
         rng = np.random.default_rng(0)
         memory = fresh_memory(CAPACITY, (2,))
         for _ in range(4):

@@ -74,6 +74,19 @@ def read(path: str, params: Any, opt: Any) -> Saved:
       RunDirError: a file is missing or damaged.
       ValueError: it is of another network or optimiser; the message names the leaf and both shapes.
     """
+    folder, record = Path(path), _record(path)
+    return Saved(_tree(folder / MODEL, params), _tree(folder / OPTIMIZER, opt), record)
+
+
+def read_arrays(path: str) -> Saved:
+    """What `write` left, whatever its shapes: two dicts from names such as "actor/hidden" to arrays, and the record.
+
+    RunDirError: a file is missing or damaged.
+    """
+    return Saved(_arrays(Path(path) / MODEL), _arrays(Path(path) / OPTIMIZER), _record(path))
+
+
+def _record(path: str) -> dict[str, Any]:
     folder = Path(path)
     try:
         record = json.loads(_bytes(folder / RECORD))
@@ -81,7 +94,7 @@ def read(path: str, params: Any, opt: Any) -> Saved:
         raise RunDirError(f"'{folder / RECORD}' is damaged: it is not JSON.") from None
     if not isinstance(record, dict) or record.get("format") != _FORMAT:
         raise RunDirError(f"'{folder / RECORD}' was not written by this version: expected format {_FORMAT}.")
-    return Saved(_tree(folder / MODEL, params), _tree(folder / OPTIMIZER, opt), record)
+    return record
 
 
 def read_params(path: str, params: Any) -> Any:
@@ -98,14 +111,18 @@ def _storable(tree: Any) -> dict[str, np.ndarray]:
     return {name: np.asarray(array, order="C") for name, array in named_arrays(tree).items()}
 
 
-def _tree(file: Path, template: Any) -> Any:
+def _arrays(file: Path) -> dict[str, np.ndarray]:
     from safetensors import SafetensorError
     from safetensors.numpy import load
 
     try:
-        arrays = load(_bytes(file))
+        return load(_bytes(file))
     except (SafetensorError, ValueError, KeyError) as error:
         raise RunDirError(f"'{file}' is damaged: {error}.") from None
+
+
+def _tree(file: Path, template: Any) -> Any:
+    arrays = _arrays(file)
     extra = sorted(arrays.keys() - named_arrays(template).keys())
     if extra:
         array = arrays[extra[0]]

@@ -130,7 +130,7 @@ class FlaxBase(BaseAgent):
 
     def _load(self, path: str, with_generator: bool) -> None:
         saved = agent_files.read(path, self._present(), self._opt)
-        params = self._complete(_revived(saved.record["hyperparams"]))
+        params = self._complete(revived(saved.record["hyperparams"]))
         generator = copy.deepcopy(self._rng)
         if with_generator:
             if "generator" not in saved.record:
@@ -143,7 +143,7 @@ class FlaxBase(BaseAgent):
 
     def _restore_parts(self, record: Mapping[str, Any]) -> None:
         """Normalisers and the like: all of them, or a ValueError and none."""
-        found = {name: _revived(state) for name, state in record["parts"].items()}
+        found = {name: revived(state) for name, state in record["parts"].items()}
         if found.keys() != self._parts.keys():
             raise ValueError(
                 f"the weights were saved with {', '.join(sorted(found)) or 'no normaliser'}, but the agent has "
@@ -159,10 +159,10 @@ def _plain(state: Mapping[str, Any]) -> dict[str, Any]:
     return {name: np.asarray(value).tolist() for name, value in state.items()}
 
 
-def _revived(value: Any) -> Any:
+def revived(value: Any) -> Any:
     """JSON's names of NaN and the infinities as the floats that they stand for."""
     if isinstance(value, dict):
-        return {name: _revived(item) for name, item in value.items()}
+        return {name: revived(item) for name, item in value.items()}
     if isinstance(value, list):
-        return [_revived(item) for item in value]
+        return [revived(item) for item in value]
     return float(value) if isinstance(value, str) and value in ("NaN", "Infinity", "-Infinity") else value

@@ -23,7 +23,7 @@ class TopologyAwareAdamState(NamedTuple):
 
 
 def topology_aware_adam(
-    learning_rate: float,
+    learning_rate: float | jax.Array,
     betas: tuple[float, float] = (0.9, 0.999),
     eps: float = 1e-8,
     weight_decay: float = 0.0,

@@ -15,11 +15,13 @@ may have another topology.
 from __future__ import annotations
 
 import enum
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 
 N_GATES = 12  # parameters of the largest cell: three of each of an LSTM's four gates
@@ -157,6 +159,12 @@ def fresh_memory(capacity: Capacity, batch: tuple[int, ...] = ()) -> Memory:
         jnp.zeros((*batch, d, n), jnp.float32) if d else (),
         jnp.zeros((*batch, n), jnp.float32) if capacity.gated else (),
     )
+
+
+def on_host(make: Callable[..., Any], *args: Any) -> Any:
+    """What `empty` or `fresh_memory` makes (zeros), in NumPy: JAX computes nothing, and need not have started."""
+    shapes = jax.eval_shape(lambda: make(*args))
+    return jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
 
 
 def forgotten(memory: Memory, start: jax.Array) -> Memory:

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tensor_optix.neuroevo.graph.arrays import Capacity, Graph, Memory, fresh_memory
+from tensor_optix.neuroevo.graph.arrays import Capacity, Graph, Memory, fresh_memory, on_host
 
 
 def grown(capacity: Capacity, **room: int) -> Capacity:
@@ -52,15 +52,10 @@ def relocated(graph: Graph, old: np.ndarray, new: np.ndarray, capacity: Capacity
 
     Inputs and outputs may come and go. `capacity` has at least as many delays.
     """
-    delays = np.arange(1 + graph.capacity.delays)
 
     def moved(x: Any) -> np.ndarray:
         x = np.asarray(x)
-        if x.ndim < 3:
-            return relocated_neurons(x, old, new, capacity)
-        out = np.zeros((1 + capacity.delays, capacity.neurons, capacity.neurons), x.dtype)
-        out[np.ix_(delays, new, new)] = x[np.ix_(delays, old, old)]
-        return out
+        return (relocated_neurons if x.ndim < 3 else relocated_edges)(x, old, new, capacity)
 
     return Graph(jax.tree.map(moved, graph.topology), jax.tree.map(moved, graph.weights), capacity)
 
@@ -72,7 +67,7 @@ def relocated_memory(
     there = [np.asarray(x) for x in (memory.past, memory.cell) if not isinstance(x, tuple)]
     if there:
         batch = there[0].shape[: there[0].ndim - (1 if isinstance(memory.past, tuple) else 2)]
-    fresh = jax.tree.map(np.array, fresh_memory(capacity, batch))
+    fresh = on_host(fresh_memory, capacity, batch)
     if not isinstance(memory.past, tuple):
         past = np.asarray(memory.past)
         fresh.past[..., : past.shape[-2], new] = past[..., old]
@@ -85,6 +80,14 @@ def relocated_neurons(x: np.ndarray, old: np.ndarray, new: np.ndarray, capacity:
     """The same for an array [N, ...] with a row for each neuron."""
     out = np.zeros((capacity.neurons, *x.shape[1:]), x.dtype)
     out[new] = x[old]
+    return out
+
+
+def relocated_edges(x: np.ndarray, old: np.ndarray, new: np.ndarray, capacity: Capacity) -> np.ndarray:
+    """The same for an array [1 + D, N, N] with an entry for each edge."""
+    out = np.zeros((1 + capacity.delays, capacity.neurons, capacity.neurons), x.dtype)
+    delays = np.arange(x.shape[0])
+    out[np.ix_(delays, new, new)] = x[np.ix_(delays, old, old)]
     return out
 
 

@@ -198,6 +198,11 @@ def merge(graph: Graph, a: jax.Array, b: jax.Array) -> Edited:
     return _settled(graph, after, ok, same[0], same[1], same[2].at[b].set(0))
 
 
+def unchanged(graph: Graph) -> Edited:
+    """No edit: every neuron keeps its past."""
+    return Edited(graph, jnp.bool_(True), *_same_past(graph))
+
+
 def unless(refused: jax.Array, graph: Graph, edited: Edited) -> Edited:
     """The edit, or none: refused [] bool."""
     return _settled(graph, edited.graph, edited.ok & ~refused, edited.source, edited.shift, edited.scale)

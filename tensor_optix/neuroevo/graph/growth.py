@@ -12,7 +12,9 @@ deviation 1 / sqrt(n), so that a test grows by chance with a probability of 2.3 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -25,9 +27,14 @@ from tensor_optix.neuroevo.graph.arrays import Capacity, Graph, Memory, Role, We
 
 SCORES = 200  # newest scores that are looked at
 HISTORY = 100  # newest shares of neurons with gradients
-GROW_OPS = ("insert_edge", "split_neuron", "add_edge")
-_SPLIT_SHARE = 0.6  # unequal, so that the two get different gradients
-_EDGE, _DELAY = 0, 1  # what growing draws random numbers for
+SPLIT_SHARE = 0.6  # unequal, so that the two get different gradients
+# What grows a graph: at the place that `growing_place` finds.
+GROW_EDITS: dict[str, Callable[..., edits.Edited]] = {
+    "insert_edge": edits.insert,
+    "split_neuron": partial(edits.split, share=SPLIT_SHARE),
+    "add_edge": edits.add_edge,
+}
+_EDGE = 0  # what growing draws random numbers for
 
 
 @dataclass(frozen=True)
@@ -57,8 +64,8 @@ class GrowthConfig:
     max_neurons: int = 256  # of all roles
 
     def __post_init__(self) -> None:
-        if self.grow_op not in GROW_OPS:
-            raise ValueError(f"grow_op must be one of {', '.join(GROW_OPS)}, got {self.grow_op!r}")
+        if self.grow_op not in GROW_EDITS:
+            raise ValueError(f"grow_op must be one of {', '.join(GROW_EDITS)}, got {self.grow_op!r}")
         if self.grow_trigger not in ("signals", "plateau"):
             raise ValueError(f"grow_trigger must be signals or plateau, got {self.grow_trigger!r}")
         for name, least in (
@@ -143,17 +150,19 @@ def step(config: GrowthConfig, graph: Graph, growth: Growth, memory: Memory, tol
         told: a score that is not finite is passed over.
         key: consumed; of `add_edge` only.
     """
-    growth = _remember(config, graph, growth, told)
+    growth = remembered(config, graph, growth, told)
     before = graph
     graph, growth = _prune_edges(config, graph, growth)
     kept = edits.kept(before, graph)
-    wants_merge = growth.evaluations % config.merge_check_interval == 0
-    grows = _wants_growth(config, graph, growth)
-    pruned = _weakest_neuron(config, graph, growth, told)
+    grows = wants_growth(config, graph, growth)
+    slot, due = idle_neuron(config, graph, growth, told)
+    pruned = edits.unless(~due, graph, edits.prune_neuron(graph, slot))
     graph, growth, memory, kept = _apply(graph, growth, memory, kept, pruned, 1)
-    merged = _most_alike(config, graph, growth, told, wants_merge)
+    a, b, due = twins(config, graph, growth, told)
+    merged = edits.unless(~due, graph, edits.merge(graph, a, b))
     graph, growth, memory, kept = _apply(graph, growth, memory, kept, merged, 2)
-    edited = edits.unless(~grows, graph, _grown(config, graph, told, key))
+    place, there = growing_place(config, graph, told, key)
+    edited = edits.unless(~(grows & there), graph, GROW_EDITS[config.grow_op](graph, *place))
     graph, growth, memory, kept = _apply(graph, growth, memory, kept, edited, 0)
     growth = growth.replace(since_grown=jnp.where(edited.ok, jnp.int32(0), growth.since_grown))
     changed = (graph.topology.edges != before.topology.edges).any()
@@ -192,7 +201,8 @@ def utilisation(config: GrowthConfig, graph: Graph, gradient: Weights) -> jax.Ar
     return used.astype(jnp.float32) / jnp.maximum(hidden.sum(), 1).astype(jnp.float32)
 
 
-def _remember(config: GrowthConfig, graph: Graph, growth: Growth, told: Told) -> Growth:
+def remembered(config: GrowthConfig, graph: Graph, growth: Growth, told: Told) -> Growth:
+    """The growth after an evaluation, nothing decided yet."""
     valid, there = jnp.isfinite(told.score), graph.topology.role != int(Role.ABSENT)
     matrix = jnp.abs(dale.effective(graph))
     importance = (matrix.sum(axis=(0, 1)) + matrix.sum(axis=(0, 2))) * told.activity.size
@@ -210,7 +220,8 @@ def _remember(config: GrowthConfig, graph: Graph, growth: Growth, told: Told) ->
     )
 
 
-def _wants_growth(config: GrowthConfig, graph: Graph, growth: Growth) -> jax.Array:
+def wants_growth(config: GrowthConfig, graph: Graph, growth: Growth) -> jax.Array:
+    """[] bool: the signals agree, the last growth is long enough ago, and there is room."""
     stands, structured, utilised = signals(config, growth)
     agreed = stands if config.grow_trigger == "plateau" else stands & structured & utilised
     enough = (growth.n_scores >= config.min_score_buffer) & (growth.since_grown >= config.grow_cooldown)
@@ -218,10 +229,14 @@ def _wants_growth(config: GrowthConfig, graph: Graph, growth: Growth) -> jax.Arr
     return agreed & enough & room
 
 
-def _prune_edges(config: GrowthConfig, graph: Graph, growth: Growth) -> tuple[Graph, Growth]:
-    """All edges that have been weak for long enough, and whose both ends are mature."""
+def weak_edges(config: GrowthConfig, growth: Growth) -> jax.Array:
+    """[1 + D, N, N] bool: those that have been weak for long enough, and whose both ends are mature."""
     old = growth.age >= config.maturation_window
-    due = (growth.weak >= config.prune_edge_patience) & (old[None, None, :] & old[None, :, None])
+    return (growth.weak >= config.prune_edge_patience) & (old[None, None, :] & old[None, :, None])
+
+
+def _prune_edges(config: GrowthConfig, graph: Graph, growth: Growth) -> tuple[Graph, Growth]:
+    due = weak_edges(config, growth)
     edges = graph.topology.edges & ~due
     after = graph.replace(
         topology=graph.topology.replace(edges=edges),
@@ -231,15 +246,14 @@ def _prune_edges(config: GrowthConfig, graph: Graph, growth: Growth) -> tuple[Gr
     return after, growth.replace(counts=growth.counts.at[1].add(pruned), weak=jnp.where(due, 0, growth.weak))
 
 
-def _weakest_neuron(config: GrowthConfig, graph: Graph, growth: Growth, told: Told) -> edits.Edited:
-    """Prune the least important hidden neuron, if it is unimportant, mature and without gradient."""
+def idle_neuron(config: GrowthConfig, graph: Graph, growth: Growth, told: Told) -> tuple[jax.Array, jax.Array]:
+    """The least important hidden neuron, and whether it goes: unimportant, mature and without gradient."""
     hidden = graph.topology.role == int(Role.HIDDEN)
     seen = growth.age >= jnp.int32(max(config.min_prune_observations, config.maturation_window))
     mean = growth.importance / jnp.maximum(growth.age, 1).astype(jnp.float32)
     idle = jnp.abs(told.gradient.bias) < config.grad_eps
     due = hidden & seen & idle & (mean < config.prune_neuron_threshold) & (hidden.sum() > config.min_hidden_neurons)
-    slot = jnp.argmin(jnp.where(due, mean, jnp.inf)).astype(jnp.int32)
-    return edits.unless(~due.any(), graph, edits.prune_neuron(graph, slot))
+    return jnp.argmin(jnp.where(due, mean, jnp.inf)).astype(jnp.int32), due.any()
 
 
 def concordance(activity: Activity) -> jax.Array:
@@ -255,8 +269,11 @@ def concordance(activity: Activity) -> jax.Array:
     return jnp.where(total > 1e-12, 2 * covariance / jnp.maximum(total, 1e-12), jnp.float32(0.0))
 
 
-def _most_alike(config: GrowthConfig, graph: Graph, growth: Growth, told: Told, due: jax.Array) -> edits.Edited:
-    """Merge the two mature hidden neurons of one kind whose values agree best, if they do so well enough."""
+def twins(config: GrowthConfig, graph: Graph, growth: Growth, told: Told) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The two mature hidden neurons of one kind whose values agree best, and whether they merge.
+
+    They do at every `merge_check_interval`th evaluation, if they agree well enough.
+    """
     topology = graph.topology
     hidden = topology.role == int(Role.HIDDEN)
     mature = hidden & (growth.age >= config.maturation_window)
@@ -267,32 +284,34 @@ def _most_alike(config: GrowthConfig, graph: Graph, growth: Growth, told: Told, 
     worth = jnp.where(alike, agreement, -jnp.inf)
     best = jnp.argmax(worth)
     a, b = (best // worth.shape[1]).astype(jnp.int32), (best % worth.shape[1]).astype(jnp.int32)
-    wanted = due & (worth.reshape(-1)[best] > config.merge_similarity_threshold)
-    wanted = wanted & (hidden.sum() > config.min_hidden_neurons)
-    return edits.unless(~wanted, graph, edits.merge(graph, a, b))
+    due = growth.evaluations % config.merge_check_interval == 0
+    due = due & (worth.reshape(-1)[best] > config.merge_similarity_threshold)
+    return a, b, due & (hidden.sum() > config.min_hidden_neurons)
 
 
-def _grown(config: GrowthConfig, graph: Graph, told: Told, key: jax.Array) -> edits.Edited:
+def growing_place(
+    config: GrowthConfig, graph: Graph, told: Told, key: jax.Array
+) -> tuple[tuple[jax.Array, ...], jax.Array]:
+    """Where to grow, as arguments of the edit that `grow_op` stands for, and whether there is such a place.
+
+    insert_edge: the heaviest edge. split_neuron: the most active hidden neuron. add_edge: a random place for a delayed
+    edge (ValueError at a capacity without delays).
+    """
     topology = graph.topology
     if config.grow_op == "split_neuron":
         hidden = topology.role == int(Role.HIDDEN)
-        return edits.split(
-            graph, jnp.argmax(jnp.where(hidden, told.activity.size, -1.0)).astype(jnp.int32), _SPLIT_SHARE
-        )
+        return (jnp.argmax(jnp.where(hidden, told.activity.size, -1.0)).astype(jnp.int32),), hidden.any()
     if config.grow_op == "insert_edge":
         heaviest = jnp.argmax(jnp.where(topology.edges, jnp.abs(dale.effective(graph)), -1.0))
         place = jnp.unravel_index(heaviest, topology.edges.shape)
-        return edits.insert(graph, *(index.astype(jnp.int32) for index in place))
-    delays = graph.capacity.delays
+        return tuple(index.astype(jnp.int32) for index in place), topology.edges.any()
+    if graph.capacity.delays == 0:
+        raise ValueError("add_edge adds delayed edges: give the graph room for delays, with max_delay")
     source, target = topology.role != int(Role.ABSENT), topology.role > int(Role.INPUT)
     free = ~topology.edges[1:] & (target[None, :, None] & source[None, None, :])
-    if delays == 0:
-        raise ValueError("add_edge adds delayed edges: give the graph room for delays, with max_delay")
     drawn = jnp.where(free, jax.random.uniform(jax.random.fold_in(key, _EDGE), free.shape), -1.0)
-    place = jnp.unravel_index(jnp.argmax(drawn), free.shape)
-    delay, dst, src = (index.astype(jnp.int32) for index in place)
-    edited = edits.add_edge(graph, delay + 1, dst, src)
-    return edited.replace(ok=edited.ok & free.any())
+    delay, dst, src = (i.astype(jnp.int32) for i in jnp.unravel_index(jnp.argmax(drawn), free.shape))
+    return (delay + 1, dst, src), free.any()
 
 
 def _apply(
@@ -300,12 +319,12 @@ def _apply(
 ) -> tuple[Graph, Growth, Memory, Weights]:
     """The region after an edit: what is new starts without a past of its own."""
     fresh = edited.graph.topology.role != graph.topology.role
-    touched = edited.graph.topology.edges != graph.topology.edges
+    same = edits.kept(graph, edited.graph)
     growth = growth.replace(
         age=jnp.where(fresh, 0, growth.age),
         importance=jnp.where(fresh, 0.0, growth.importance),
-        weak=jnp.where(touched, 0, growth.weak),
+        weak=jnp.where(same.edges, growth.weak, 0),
         counts=growth.counts.at[count].add(edited.ok.astype(jnp.int32)),
     )
-    kept = jax.tree.map(jnp.logical_and, kept, edits.kept(graph, edited.graph))
+    kept = jax.tree.map(jnp.logical_and, kept, same)
     return edited.graph, growth, edits.carried(edited, memory), kept

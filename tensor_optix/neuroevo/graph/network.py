@@ -1,0 +1,33 @@
+"""One graph, or a brain of several: what acting and learning ask of either."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tensor_optix.neuroevo.graph import brain, dale
+from tensor_optix.neuroevo.graph.arrays import Graph
+from tensor_optix.neuroevo.graph.brain import Brain
+
+Network = Graph | Brain
+
+
+def whole(network: Network) -> Graph:
+    """The graph that runs."""
+    return brain.whole(network) if isinstance(network, Brain) else network
+
+
+def weights_of(network: Network) -> Any:
+    """What is learned, a pytree of float32."""
+    return brain.weights_of(network) if isinstance(network, Brain) else network.weights
+
+
+def with_weights(network: Network, weights: Any) -> Network:
+    """The network with other weights."""
+    if isinstance(network, Brain):
+        return brain.with_weights(network, weights)
+    return network.replace(weights=weights)
+
+
+def lawful(network: Network) -> Network:
+    """The network with what Dale's law forbids set to 0."""
+    return brain.enforced(network) if isinstance(network, Brain) else dale.enforced(network)
