@@ -70,8 +70,14 @@ def make_agent(
         hidden_sizes: widths of the hidden layers; by default those that the algorithm is used with.
         hyperparams: any of the agent's, over its defaults.
         device: for PyTorch, "auto" or a device's name. JAX and TensorFlow use the device that they find.
-        neuroevo, graph_in, graph_hidden, graph_out, hebbian_lr, hebbian_decay, grow_cooldown: agents whose network is
-            a growing graph; there are none yet.
+        neuroevo: the policy is a growing graph of neurons (`GraphAgent`), which learns by PPO whatever the algorithm
+            that is named; `Optimizer` calls what makes it grow. In JAX, for observations that are vectors.
+        graph_in: neurons that take the observation in; by default as many as it has numbers, at most 16. Fewer than
+            these are a linear layer behind the inputs.
+        graph_hidden: GRU neurons at the start.
+        graph_out: output neurons, one for each action and the value's.
+        hebbian_lr, hebbian_decay: of the `HebbianHook`.
+        grow_cooldown: evaluations between two growths.
         seed: of weights, acting and drawing.
 
     Raises:
@@ -80,8 +86,6 @@ def make_agent(
         NotImplementedError: spaces that no agent takes, an algorithm that the framework has no agent for yet.
         ImportError: the framework is missing; the message has the command.
     """
-    if neuroevo:
-        raise NotImplementedError("make_agent(neuroevo=True) needs agents whose network is a graph: there are none yet")
     if env is None and not (isinstance(algorithm_or_env, str) and _is_algorithm(algorithm_or_env)):
         name, env = None, algorithm_or_env
     else:
@@ -90,6 +94,31 @@ def make_agent(
         raise TypeError(f"make_agent({name!r}) has no environment to fit: make_agent({name!r}, env)")
     algorithm, framework = _named(name, framework)
     spaces, what = _spaces_of(env)
+    if neuroevo:
+        from tensor_optix.graph_agents import graph_agent
+
+        if framework != "jax" or len(spaces.obs_shape) != 1:
+            raise UnsupportedSpaceError(
+                f"neuroevo=True makes an agent in JAX for observations that are vectors, got framework {framework!r} "
+                f"and observations {list(spaces.obs_shape)}"
+            )
+        grown = graph_agent(
+            spaces.obs_shape[0],
+            spaces.n_actions or len(spaces.low),
+            not spaces.n_actions,
+            hyperparams.params if isinstance(hyperparams, HyperparamSet) else hyperparams or {},
+            graph_in=graph_in,
+            graph_hidden=graph_hidden,
+            graph_out=graph_out,
+            hebbian_lr=hebbian_lr,
+            hebbian_decay=hebbian_decay,
+            grow_cooldown=grow_cooldown,
+            device=device,
+            seed=seed,
+        )
+        if not spaces.n_actions:
+            grown.set_action_bounds(spaces.low, spaces.high)
+        return grown
     fitting = fitting_agents(framework, spaces.actions)
     algorithm = algorithm or _by_actions(spaces.actions, deterministic)
     _check_fit(algorithm, framework, spaces.actions, what, deterministic)

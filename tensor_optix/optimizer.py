@@ -296,7 +296,7 @@ class RLOptimizer:
             optimizer=self.optimizer,
             checkpoint_registry=keeper.registry,
             backoff_scheduler=self.scheduler,
-            callbacks=[keeper.recorder, *self._callbacks],
+            callbacks=[keeper.recorder, *self._callbacks, *self._agents_own()],
             val_pipeline=self.val_pipeline,
             diagnostic_controller=self.diagnostics,
             keeper=keeper,
@@ -304,6 +304,10 @@ class RLOptimizer:
         )
         keeper.attach(controller)
         return controller
+
+    def _agents_own(self) -> list[Any]:
+        """Callbacks that the agent brings along, but for those that were handed over anyway."""
+        return [each for each in getattr(self.agent, "callbacks", ()) if each not in self._callbacks]
 
     def _make_what_is_missing(self) -> None:
         make_agent, make_pipeline, make_validation = self._factories

@@ -36,6 +36,7 @@ LAYERS = [
     | {"default_networks"},
     {"adapters"},
     {"callbacks"},
+    {"graph_agents"},
     {"finished", "training", "factory"},
     {"host_defaults", "optimizer", "orchestrator", "trials"},
     {"building"},

@@ -111,7 +111,7 @@ BAD = [
     (("RecurrentPPO", Env()), {"framework": "tf"}, NotImplementedError, "for recurrent_ppo in framework 'tf' yet, but"),
     (("TorchRecurrentPPO", Env()), {}, NotImplementedError, "for recurrent_ppo in framework 'torch' yet, but in 'jax'"),
     (("RecurrentPPO", Env()), {"deterministic": True}, ValueError, "the policy of recurrent_ppo is random.*take dqn"),
-    (("SAC", Env(MANY)), {"neuroevo": True}, NotImplementedError, "neuroevo=True"),
+    (("SAC", Env(observation=IMAGE)), {"neuroevo": True}, NotImplementedError, "neuroevo=True"),
     ((Env(observation=gym.spaces.Box(-1, 1, (3, 3))),), {}, NotImplementedError, "1-D Box"),
     ((Env(observation=gym.spaces.Discrete(4)),), {}, NotImplementedError, r"Discrete\(4\).*1-D Box"),
     ((Env(observation=gym.spaces.Dict(a=BOX)),), {}, NotImplementedError, "Dict.*1-D Box"),

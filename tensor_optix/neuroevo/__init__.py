@@ -24,6 +24,14 @@ _PUBLIC = {
     "neuron_importance": "tensor_optix.neuroevo.operations",
     "edge_importance": "tensor_optix.neuroevo.operations",
     "cosine_similarity_neurons": "tensor_optix.neuroevo.operations",
+    "GraphAgent": "tensor_optix.algorithms.flax_graph_agent",
+    "RecurrentGraphAgent": "tensor_optix.algorithms.flax_graph_agent",
+    "TopologyController": "tensor_optix.neuroevo.topology_controller",
+    "BrainNetwork": "tensor_optix.neuroevo.brain_network",
+    "InterRegionEdge": "tensor_optix.neuroevo.named_brain",
+    "HebbianHook": "tensor_optix.neuroevo.hebbian_hook",
+    "NeuromodulatorSignal": "tensor_optix.neuroevo.neuromodulator",
+    "TopologyAwareAdam": "tensor_optix.neuroevo.optimizer",
 }
 
 __all__ = sorted(_PUBLIC)
