@@ -12,6 +12,7 @@ from tensor_optix import envs
 from tensor_optix.algorithms.graph_ppo import GraphPPO
 from tensor_optix.algorithms.graph_ppo_config import GraphPPOConfig
 from tensor_optix.config import ConfigError
+from tensor_optix.core.types import Event, StopReason
 from tests.runs import assert_same_bits, plan_of, run_windows, session_of
 
 # Grows at every evaluation from the fifth on: no signal is asked for much.
@@ -120,3 +121,22 @@ def _window(algorithm, learner, hyper):
 def test_what_cannot_grow_is_refused(changes, said):
     with pytest.raises(ConfigError, match=said):
         plan_of(algorithm="graph_ppo", config=CONFIG | changes)
+
+
+@pytest.mark.slow
+def test_a_member_that_grows_where_it_had_just_converged_does_not_say_that_it_stopped():
+    """Growth falls on the evaluation that ends its patience: DORMANT, then on with a fresh one."""
+    config = CONFIG | {
+        "grow_op": "split_neuron", "grow_trigger": "plateau", "min_score_buffer": 28, "grow_cooldown": 27,
+        "maturation_window": 1000,
+    }  # fmt: skip
+    settings = {"seeds": 2, "eval_every": 64, "eval_episodes": 2, "total_steps": 64 * 200}
+    still = {"learning_rate": 1e-7}
+    session = session_of(plan_of(algorithm="graph_ppo", config=config, hyperparams=still, **settings))
+    (report,) = run_windows(session, 32)
+    events = np.asarray(report.events)
+    dormant, stopped = (events & int(Event.DORMANT)) > 0, (events & int(Event.STOPPED)) > 0
+    goes_on = np.asarray(report.stop_reason) == StopReason.RUNNING
+    assert (dormant & goes_on).any()
+    assert not (stopped & goes_on).any()
+    assert (np.asarray(session.state()["members"].learner.growing.growth.counts)[:, 0] > 0).all()

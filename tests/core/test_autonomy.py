@@ -585,3 +585,30 @@ class TestOverride:
         np.testing.assert_array_equal(moved[1:], np.asarray(state.tuner.centre)[1:])
         assert not bool(after.credit)
         assert set(after.hyper) == set(state.hyper)
+
+
+@pytest.mark.parametrize(
+    ("reason", "window", "goes_on", "fresh"),
+    [
+        (StopReason.RUNNING, 5, True, True),
+        (StopReason.CONVERGED, 5, True, True),
+        (StopReason.CONVERGED, 9, False, True),  # out of budget by now
+        (StopReason.BUDGET, 9, False, True),  # a larger budget may follow
+        (StopReason.TARGET, 5, False, False),
+        (StopReason.NON_FINITE, 5, False, False),
+    ],
+)
+def test_what_has_grown_gets_a_fresh_patience_unless_it_has_ended_for_good(reason, window, goes_on, fresh):
+    state = member(brains(PLAIN, budget=9), 0)
+    scheduler = state.scheduler.replace(misses=jnp.int32(7), count=jnp.int32(9), interval=jnp.int32(8))
+    state = jax.tree.map(jnp.asarray, state).replace(
+        scheduler=scheduler,
+        window=jnp.int32(window),
+        done=jnp.bool_(reason != StopReason.RUNNING),
+        stop_reason=jnp.int32(reason),
+    )
+    after = autonomy.renew(PLAIN, state, keep=0.5)
+    assert bool(after.done) is not goes_on
+    ends = reason if not fresh else StopReason.RUNNING if goes_on else StopReason.BUDGET
+    assert StopReason(int(after.stop_reason)) == ends
+    assert (int(after.scheduler.misses), int(after.scheduler.interval)) == ((0, 4) if fresh else (7, 8))
