@@ -82,6 +82,18 @@ def test_readme_torch_agent_runs(tmp_path, monkeypatch):
     assert names["optimizer"].result.windows == 3
 
 
+@pytest.mark.slow
+def test_readme_graph_learns_and_stops(tmp_path, monkeypatch):
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    block = next(b for b in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "TopologyController(graph" in b)
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    exec(block, names)
+    result = names["optimizer"].result
+    assert result.best_snapshot.eval_metrics.primary_score > 400
+    assert not result.callback_failures
+
+
 def test_readme_host_file_is_valid(tmp_path):
     from tensor_optix import TrainConfig, load_config
 
