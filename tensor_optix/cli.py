@@ -259,7 +259,8 @@ def _plot(args: argparse.Namespace) -> int:
         assert policy is not None
         picture = output.with_name("graph.png")
         graph = policy.algorithm.graph_of(policy.params.params, policy.params.topology)
-        graph_figure(graph, f"{result.env}: the best policy").savefig(picture, dpi=150)
+        names = [*(f"action {i}" for i in range(graph.capacity.outputs - 1)), "value"]
+        graph_figure(graph, f"{result.env}: the best policy", output_names=names).savefig(picture, dpi=150)
         print(picture)
     return OK
 

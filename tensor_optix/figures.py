@@ -6,7 +6,6 @@ Imports matplotlib; only `TrainResult.plot` imports this module. No pyplot: no w
 from __future__ import annotations
 
 import dataclasses
-import io
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +18,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullLocator
 
 from tensor_optix.core.types import Event, LoopState, StopReason
+from tensor_optix.notebook_figure import NotebookFigure
 from tensor_optix.statistics import interquartile_mean
 
 if TYPE_CHECKING:
@@ -59,15 +59,6 @@ _STYLE = {
     "xtick.labelsize": 8.5,
     "ytick.labelsize": 8.5,
 }
-
-
-class NotebookFigure(Figure):
-    """A figure that notebooks show without pyplot."""
-
-    def _repr_png_(self) -> bytes:
-        png = io.BytesIO()
-        self.savefig(png, format="png", dpi=110)
-        return png.getvalue()
 
 
 def training_figure(result: TrainResult) -> Figure:

@@ -15,7 +15,8 @@ from matplotlib.ticker import MaxNLocator, NullLocator
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from tensor_optix.figures import _ACCENT, _MUTED, _STYLE, _THIN, NotebookFigure, _tick_label
+from tensor_optix.figures import _ACCENT, _MUTED, _STYLE, _THIN, _tick_label
+from tensor_optix.notebook_figure import NotebookFigure
 from tensor_optix.trials.ledger import best_of
 from tensor_optix.trials.space import Choice, Range, TrialSpace
 

@@ -5,7 +5,6 @@ Imports matplotlib, without pyplot: no window, no global state.
 
 from __future__ import annotations
 
-import io
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -20,6 +19,7 @@ from matplotlib.patches import Arc, FancyArrowPatch
 from tensor_optix.neuroevo.graph import dale
 from tensor_optix.neuroevo.graph.arrays import Graph, Kind, Role
 from tensor_optix.neuroevo.graph.levels import levels
+from tensor_optix.notebook_figure import NotebookFigure
 
 Places = Mapping[int, tuple[float, float]]  # slot -> x, y
 
@@ -35,15 +35,6 @@ _NAMES = {
 }
 _MOST_DRAWN = 1500  # edges; beyond that only the heaviest
 _MOST_LABELLED = 12  # inputs, and outputs; beyond that labels would cover each other
-
-
-class GraphFigure(Figure):
-    """A figure that notebooks show without pyplot."""
-
-    def _repr_png_(self) -> bytes:
-        png = io.BytesIO()
-        self.savefig(png, format="png", dpi=110)
-        return png.getvalue()
 
 
 def draw(
@@ -97,7 +88,7 @@ def graph_figure(
     graph: Graph, title: str = "", *, input_names: Sequence[str] = (), output_names: Sequence[str] = ()
 ) -> Figure:
     """A figure of one graph; arguments as in `draw`."""
-    figure = GraphFigure(figsize=(8, 5.5), layout="constrained")
+    figure = NotebookFigure(figsize=(8, 5.5), layout="constrained")
     draw(graph, figure.subplots(), title, input_names=input_names, output_names=output_names)
     return figure
 
@@ -120,7 +111,7 @@ def growth_figure(
         ValueError: no graph; titles or names are more or fewer; or inputs or outputs differ from graph to graph.
     """
     shared = _shared(graphs, titles)
-    figure = GraphFigure(figsize=(4.2 * len(graphs), 4.2), layout="constrained")
+    figure = NotebookFigure(figsize=(4.2 * len(graphs), 4.2), layout="constrained")
     axes = figure.subplots(1, len(graphs), squeeze=False, sharex=True, sharey=True)[0]
     for axis, graph, title in zip(axes, graphs, titles, strict=True):
         draw(graph, axis, title, legend=False, input_names=input_names, output_names=output_names, **shared)
