@@ -176,7 +176,8 @@ def resume(
     """Go on with a run from its newest checkpoint, exactly as if it had not been interrupted.
 
     env, networks: what the run was started with, if it was objects of your own. total_steps: a larger budget; members
-    that only the old one had stopped run on.
+    that only the old one had stopped run on. (The end of a budget is always evaluated; where the old one was no
+    multiple of `eval_every`, that is one evaluation more than a run with the larger budget would have had.)
     """
     began = time.perf_counter()
     runtime.start()
