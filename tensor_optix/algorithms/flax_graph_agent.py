@@ -142,14 +142,12 @@ class GraphAgent(RecurrentHost):
             deterministic: the likeliest or mean action; no random number is used.
         """
         batch = self._observations(observations)
-        rows = self._memory(hidden, len(batch))
-        rows[np.asarray(starts, bool), 1:] = 0.0
-        inputs = (self._present(), batch, rows, np.zeros(len(batch), bool))
+        inputs = (self._present(), batch, self._memory(hidden, len(batch)), np.asarray(starts, bool))
         if deterministic:
             actions, after = self._programs.mode(*inputs)
         else:
-            actions, after, values = self._programs.sample(*inputs, self._noise(len(batch)))
-            self.graph.saw(values, unflat(self.graph.capacity, jnp.asarray(rows[:, 1:])))
+            actions, after, seen = self._programs.sample(*inputs, self._noise(len(batch)))
+            self.graph.saw(*seen)
         return self._as_actions(np.asarray(actions)), np.asarray(after)
 
     def act(self, observation: Any) -> Any:

@@ -38,7 +38,7 @@ class GraphPolicy(NamedTuple):
 class Programs(NamedTuple):
     """Compiled functions, each once for each capacity, number of environments and bucket of rows."""
 
-    sample: Callable[..., Any]  # policy, obs [N], memory, starts [N], noise -> actions, memory, values [N, neurons]
+    sample: Callable[..., Any]  # policy, obs [N], memory, starts [N], noise -> actions, memory, what `saw` is told
     mode: Callable[..., Any]  # policy, obs [N], memory, starts [N] -> actions, memory
     probs: Callable[..., Any]  # policy, obs [N], memory, starts [N] -> [N, A], memory
     unroll: Callable[..., Any]  # policy, obs [T, N], actions, memory, starts [T, N] -> log-probabilities, values,
@@ -67,7 +67,8 @@ def programs(discrete: bool, through_delays: bool) -> Programs:
 
     def sample(policy: GraphPolicy, obs: jax.Array, rows: jax.Array, starts: jax.Array, noise: jax.Array) -> Any:
         out, after, values = onward(policy, obs, rows, starts)
-        return distribution(policy, out).sample(noise), after, values
+        before = unflat(whole(policy.network).capacity, forget(rows[:, 1:], starts))
+        return distribution(policy, out).sample(noise), after, (values, before)
 
     def mode(policy: GraphPolicy, obs: jax.Array, rows: jax.Array, starts: jax.Array) -> Any:
         out, after, _ = onward(policy, obs, rows, starts)

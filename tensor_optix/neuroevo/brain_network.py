@@ -162,6 +162,11 @@ class BrainNetwork(NamedBrain):
             self._handles[key] = Parameter(self, field, key)
         return self._handles[key]
 
+    handed = None
+
+    def weight_in(self, weights: Any, field: str, key: Hashable) -> Any:
+        raise NotImplementedError  # nothing is handed over as one tree
+
     def read(self, field: str, key: Hashable) -> Any:
         """The weight of an edge between regions; ValueError if there is none."""
         if field != "edge" or key not in self._edges:

@@ -303,11 +303,13 @@ class NeuronGraph(NamedGraph):
         return self._handles[field, key]
 
     def set_gradients(self, gradients: Weights) -> None:
-        """Keeps gradients by `arrays.weights`, and hands them on to the handles of the parameters."""
-        self.gradient = gradients
-        of = jax.tree.map(np.asarray, gradients)
-        for handle in self.parameters():
-            handle.grad = self.weight_in(of, handle.field, handle.key)
+        """Gradients by `arrays.weights`: `gradient`, and the `grad` of the parameters, until the structure changes."""
+        self.gradient = jax.tree.map(np.asarray, gradients)
+
+    @property
+    def handed(self) -> Weights | None:
+        """What `set_gradients` was given."""
+        return self.gradient
 
     # Running
 

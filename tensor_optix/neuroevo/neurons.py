@@ -53,8 +53,13 @@ class OwnState:
         self.fields = fields
         self.handles: dict[str, Parameter] = {}
 
+    handed = None
+
     def read(self, field: str, key: Hashable) -> Any:
         return self.fields[field]
+
+    def weight_in(self, weights: Any, field: str, key: Hashable) -> Any:
+        raise NotImplementedError  # nothing is handed over
 
     def write(self, field: str, key: Hashable, value: Any) -> None:
         if field == "max_delay":

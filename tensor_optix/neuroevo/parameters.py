@@ -13,11 +13,18 @@ from tensor_optix.neuroevo.array_kinds import unwrapped
 class Owner(Protocol):
     """What keeps parameters and memories, by field and id."""
 
+    @property
+    def handed(self) -> Any:
+        """Gradients of all weights that a learner has handed over, in one tree; None: none since the last edit."""
+
     def read(self, field: str, key: Hashable) -> Any:
         """The present value; ValueError where there is nothing (any more)."""
 
     def write(self, field: str, key: Hashable, value: Any) -> None:
         """A new value."""
+
+    def weight_in(self, weights: Any, field: str, key: Hashable) -> Any:
+        """One entry of such a tree."""
 
     def parameter(self, field: str, key: Hashable) -> Parameter:
         """The one handle."""
@@ -37,6 +44,7 @@ class Parameter:
     def __init__(self, owner: Owner, field: str, key: Hashable) -> None:
         self._owner, self._field, self._key = owner, field, key
         self._grad: Any = None
+        self._since: Any = None  # what had been handed over when `_grad` was set
         self.name = f"{field}:{key}"
 
     @property
@@ -50,11 +58,15 @@ class Parameter:
     @property
     def grad(self) -> Any:
         self._owner.read(self._field, self._key)  # still there
-        return self._grad
+        handed = self._owner.handed
+        if handed is None or handed is self._since:
+            return self._grad
+        return self._owner.weight_in(handed, self._field, self._key)
 
     @grad.setter
     def grad(self, value: Any) -> None:
         self._grad = None if value is None else self._checked("grad", value)
+        self._since = self._owner.handed
 
     @property
     def shape(self) -> tuple[int, ...]:
