@@ -6,6 +6,7 @@ with what is there then. What an optimiser knows and what running episodes remem
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -64,7 +65,6 @@ class GraphAgent(RecurrentHost):
         reward_normalizer: scales the rewards that are learned from; None makes one, since policy and value share the
             graph and large values would drown the policy. False: none.
         obs_normalizer: normalises what the graph sees. `normalize_observations` makes one.
-        through_delays: let gradients flow back through delayed edges, too, over a chunk.
 
     Raises:
         ValueError: the graph's inputs or outputs do not fit, or a setting is out of its limits.
@@ -74,6 +74,7 @@ class GraphAgent(RecurrentHost):
     default_log_params = host_ppo.LOG_PARAMS
     default_tuned = TUNED
     default_min_episodes_before_dormant = 20
+    _through_delays = False
 
     def __init__(
         self,
@@ -88,7 +89,6 @@ class GraphAgent(RecurrentHost):
         reward_normalizer: RewardNormalizer | bool | None = None,
         obs_normalizer: ObsNormalizer | None = None,
         normalize_observations: bool = False,
-        through_delays: bool = False,
     ) -> None:
         runtime.start()
         _check_device(device)
@@ -99,7 +99,9 @@ class GraphAgent(RecurrentHost):
             if continuous
             else Spaces((whole("obs_dim", obs_dim),), "discrete", n_actions=width)
         )
-        self._through_delays = through_delays
+        self._regions = list(graph.regions) if isinstance(graph, BrainNetwork) else []
+        self._ends = graph.output_regions if isinstance(graph, BrainNetwork) else []
+        self._checked = -1  # version of the graph when it was last found to fit
         self._fits()
         if reward_normalizer is None or reward_normalizer is True:
             reward_normalizer = RewardNormalizer()
@@ -147,7 +149,7 @@ class GraphAgent(RecurrentHost):
             actions, after = self._programs.mode(*inputs)
         else:
             actions, after, seen = self._programs.sample(*inputs, self._noise(len(batch)))
-            self.graph.saw(*seen)
+            self.graph.saw_all(seen)
         return self._as_actions(np.asarray(actions)), np.asarray(after)
 
     def act(self, observation: Any) -> Any:
@@ -195,6 +197,7 @@ class GraphAgent(RecurrentHost):
             self.graph.memory = unflat(self.graph.capacity, jnp.array(hidden[0, 1:]))
 
     def _memory(self, hidden: Any, count: int) -> np.ndarray:
+        self._present()  # a brain makes room for new pathways
         if hidden is None:
             hidden = np.full((count, 1), self._routes.version, np.float32)  # nothing behind the version
         hidden = np.asarray(hidden, np.float32)
@@ -246,14 +249,37 @@ class GraphAgent(RecurrentHost):
         return programs(not self.continuous, self._through_delays)
 
     def _present(self) -> GraphPolicy:
-        log_std = super()._present()
-        return GraphPolicy(self.graph.arrays, log_std)
+        log_std, network = super()._present(), self.graph.arrays
+        if self.graph.version != self._checked:
+            self._still_fits()
+            self._checked = self.graph.version
+        return GraphPolicy(network, log_std)
+
+    def _still_fits(self) -> None:
+        if len(self.graph.output_ids) != self.n_actions + 1:
+            raise ValueError(
+                f"the graph has {len(self.graph.output_ids)} output neurons by now, and the agent needs "
+                f"{self.n_actions + 1}: outputs must stay"
+            )
+        if isinstance(self.graph, BrainNetwork):
+            if list(self.graph.regions) != self._regions:
+                raise ValueError("the brain has other regions than when the agent was made: make a new agent for it")
+            if self.graph.output_regions != self._ends:
+                raise ValueError(
+                    f"the brain's output regions were {', '.join(self._ends)} and are "
+                    f"{', '.join(self.graph.output_regions)} now: name them, BrainNetwork(output_regions=...)"
+                )
 
     def _set_arrays(self, network: Any) -> None:
         self.graph.set_arrays(network)
 
     def _observations(self, obs: Any) -> np.ndarray:
         self._spaces = dataclasses.replace(self._spaces, obs_shape=(self.obs_dim,))  # inputs may have been added
+        if np.shape(obs)[1:] != self._spaces.obs_shape:
+            raise ValueError(f"observations must have shape {[self.obs_dim]} each, got {list(np.shape(obs)[1:])}")
+        normalizer = self.obs_normalizer
+        if normalizer is not None and normalizer.rms.mean.shape != self._spaces.obs_shape:
+            normalizer.widen(self.obs_dim)
         return self.graph.placed(super()._observations(obs))
 
     def _fits(self) -> None:
@@ -312,9 +338,10 @@ class GraphAgent(RecurrentHost):
             noise = self._rng.standard_normal(leaf.shape, np.float32)
             return (np.asarray(leaf) * (1.0 + np.float32(noise_scale) * noise)).astype(np.float32)
 
-        network, log_std = self._present()
+        (network, log_std), moments = self._present(), self._moments.state
         self._set_arrays(with_weights(network, jax.tree.map(noisy, weights_of(network))))
         self.graph.enforce_dale()
+        self._moments.state = moments
         self._params = jnp.array(noisy(log_std))
 
     def _write(self, path: str, more: Mapping[str, Any]) -> None:
@@ -331,14 +358,13 @@ class GraphAgent(RecurrentHost):
         params = complete(revived(record["hyperparams"]))
         if with_generator and "generator" not in record:
             raise ValueError(f"'{path}' has no generator: it was written by save_weights, expected save_state")
-        before = self.graph.state_dict(), self._moments.named()
         try:
-            self._take_over(record, saved.params)
-            self._moments.load(_below("graph", saved.opt))
-            self._restore_parts(record)
+            for agent in (copy.deepcopy(self, {id(self.callbacks): []}), self):  # first where it can do no harm
+                agent._take_over(record, saved.params)
+                agent._moments.load(_below("graph", saved.opt))
+                agent._restore_parts(record)
+                agent._present()
         except (KeyError, ValueError) as error:
-            self.graph.load_state_dict(before[0])
-            self._moments.load(before[1])
             raise ValueError(f"'{path}' was not saved by such an agent: {error}") from None
         self._opt = {part: jnp.array(x) for part, x in _below("log_std", saved.opt).items()}
         self._hyperparams = HyperparamSet(params, int(record["episode_id"]))
@@ -353,23 +379,25 @@ class GraphAgent(RecurrentHost):
         if log_std.shape != present.shape:
             raise ValueError(f"log_std has shape {list(log_std.shape)}, expected {list(present.shape)}")
         self.graph.load_state_dict(state)
-        if len(self.graph.output_ids) != self.n_actions + 1:
-            raise ValueError(f"its graph has {len(self.graph.output_ids)} outputs, expected {self.n_actions + 1}")
         self._params = jnp.array(log_std)
 
 
 class RecurrentGraphAgent(GraphAgent):
     """A `GraphAgent` whose trainable recurrent neurons get gradients through time: truncated backpropagation.
 
-    Where the graph has such neurons (`is_recurrent`), or with `through_delays`, the hyperparameter "chunk_len" says how
+    Where the graph has such neurons, or with `through_delays` (`is_recurrent`), the hyperparameter "chunk_len" says how
     many steps gradients flow back, and a minibatch has "minibatch_size" // "chunk_len" chunks. Where it has none it
     learns as a `GraphAgent`, row by row.
 
     Args:
-        chunk_len: overrides the hyperparameter. The others are those of `GraphAgent`.
+        chunk_len: overrides the hyperparameter.
+        through_delays: let gradients flow back through delayed edges, too.
+
+    The others are those of `GraphAgent`.
     """
 
-    def __init__(self, *args: Any, chunk_len: int | None = None, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, chunk_len: int | None = None, through_delays: bool = False, **kwargs: Any) -> None:
+        self._through_delays = through_delays
         super().__init__(*args, **kwargs)
         if chunk_len is not None:
             self.set_hyperparams(HyperparamSet({"chunk_len": chunk_len}))

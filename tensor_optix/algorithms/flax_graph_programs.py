@@ -22,7 +22,7 @@ from tensor_optix.networks.recurrent import forget
 from tensor_optix.neuroevo.graph.adam import topology_aware_adam
 from tensor_optix.neuroevo.graph.arrays import Memory, forgotten, fresh_memory
 from tensor_optix.neuroevo.graph.forward import step
-from tensor_optix.neuroevo.graph.network import Network, lawful, weights_of, whole, with_weights
+from tensor_optix.neuroevo.graph.network import Network, by_regions, lawful, weights_of, whole, with_weights
 from tensor_optix.neuroevo.routes import flat, unflat
 
 ADAM_EPS = 1e-5
@@ -38,7 +38,7 @@ class GraphPolicy(NamedTuple):
 class Programs(NamedTuple):
     """Compiled functions, each once for each capacity, number of environments and bucket of rows."""
 
-    sample: Callable[..., Any]  # policy, obs [N], memory, starts [N], noise -> actions, memory, what `saw` is told
+    sample: Callable[..., Any]  # policy, obs [N], memory, starts [N], noise -> actions, memory, `by_regions`
     mode: Callable[..., Any]  # policy, obs [N], memory, starts [N] -> actions, memory
     probs: Callable[..., Any]  # policy, obs [N], memory, starts [N] -> [N, A], memory
     unroll: Callable[..., Any]  # policy, obs [T, N], actions, memory, starts [T, N] -> log-probabilities, values,
@@ -68,7 +68,7 @@ def programs(discrete: bool, through_delays: bool) -> Programs:
     def sample(policy: GraphPolicy, obs: jax.Array, rows: jax.Array, starts: jax.Array, noise: jax.Array) -> Any:
         out, after, values = onward(policy, obs, rows, starts)
         before = unflat(whole(policy.network).capacity, forget(rows[:, 1:], starts))
-        return distribution(policy, out).sample(noise), after, (values, before)
+        return distribution(policy, out).sample(noise), after, by_regions(policy.network, values, before)
 
     def mode(policy: GraphPolicy, obs: jax.Array, rows: jax.Array, starts: jax.Array) -> Any:
         out, after, _ = onward(policy, obs, rows, starts)

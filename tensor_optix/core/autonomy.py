@@ -200,9 +200,10 @@ def resume(config: AutonomyConfig, state: AutonomyState, keep: float = 0.0) -> A
 
     keep: share of the interval between evaluations that stays.
     """
+    scheduler = backoff_scheduler.restart(config.scheduler, state.scheduler, keep)
     return state.replace(
-        scheduler=backoff_scheduler.restart(config.scheduler, state.scheduler, keep),
-        next_evaluation=state.window + jnp.int32(config.scheduler.base_interval),
+        scheduler=scheduler,
+        next_evaluation=state.window + scheduler.interval,
         done=jnp.bool_(False),
         stop_reason=jnp.int32(StopReason.RUNNING),
     )

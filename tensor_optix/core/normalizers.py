@@ -177,6 +177,17 @@ class ObsNormalizer:
         """Merge one observation or a batch of them."""
         self.rms.update(obs)
 
+    def widen(self, obs_dim: int) -> None:
+        """Observations, vectors, are longer from now on: `obs_dim` numbers, of the new ones nothing is known.
+
+        ValueError if they are no longer than before.
+        """
+        more = obs_dim - self.rms.mean.shape[0]
+        if more <= 0 or self.rms.mean.ndim != 1:
+            raise ValueError(f"the normaliser is for shape {list(self.rms.mean.shape)}, and cannot be for {[obs_dim]}")
+        self.rms.mean = np.concatenate([self.rms.mean, np.zeros(more)])
+        self.rms.var = np.concatenate([self.rms.var, np.ones(more)])
+
     def normalize(self, obs: Any) -> np.ndarray:
         """float32, same shape as `obs`."""
         return self.rms.normalize(obs, self.clip)

@@ -291,10 +291,10 @@ class LoopController:
         self.scheduler.state = self.brain.state.scheduler
         if verdict.save_best and metrics is not None:
             self._policies.keep(metrics, window, is_tie=Event.BEST not in verdict.events)
+        if verdict.rollback:  # before the callbacks: what one of them changes (a graph that grows) is to stay
+            self._roll_back(verdict.reset_envs)
         with self._hyperparams.others_may_change():
             self._tell(verdict, metrics, window)
-        if verdict.rollback:
-            self._roll_back(verdict.reset_envs)
         stop = self.brain.stop_reason  # after the callbacks: one of them may have handled a DORMANT
         if self._stop_as is not None and stop in (StopReason.RUNNING, StopReason.CONVERGED):
             stop = self._conclude(self._stop_as)

@@ -19,6 +19,7 @@ from tensor_optix.neuroevo.graph import brain as pure
 from tensor_optix.neuroevo.graph.arrays import Capacity, Graph, Memory
 from tensor_optix.neuroevo.graph.brain import Brain, BrainWeights, Layout
 from tensor_optix.neuroevo.graph.forward import step
+from tensor_optix.neuroevo.graph.network import by_regions
 from tensor_optix.neuroevo.named_brain import NO_REGIONS, InterRegionEdge, NamedBrain
 from tensor_optix.neuroevo.neuron_graph import NeuronGraph
 from tensor_optix.neuroevo.parameters import Parameter
@@ -250,10 +251,12 @@ class BrainNetwork(NamedBrain):
 
     def saw(self, values: Any, before: Memory) -> None:
         """Whoever has made a step of the whole tells of it: each region is given its share. See `NeuronGraph.saw`."""
-        layout = self.arrays.layout
-        parts = zip(layout.places(), pure.divided(layout, before), strict=True)
-        for region, (at, memory) in zip(self._regions.values(), parts, strict=True):
-            region.saw(values[..., at], memory)
+        self.saw_all(by_regions(self.arrays, values, before))
+
+    def saw_all(self, parts: Sequence[tuple[Any, Memory]]) -> None:
+        """The same, divided among the regions already."""
+        for region, part in zip(self._regions.values(), parts, strict=True):
+            region.saw(*part)
 
     def reset_state(self) -> None:
         """An episode starts: nothing is remembered."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Protocol, TypeVar
 
@@ -89,6 +89,10 @@ class Followed:
         self._values, self.last_step = values, (values, before)
         for listener in self._listeners:
             listener.record()
+
+    def saw_all(self, parts: Sequence[tuple[Any, Memory]]) -> None:
+        """The same for a graph that is all there is: one part."""
+        self.saw(*parts[0])
 
     def accompany(self, companion: Companion) -> None:
         """`companion` is told from now on of what changes slots."""

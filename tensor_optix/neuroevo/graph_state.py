@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from tensor_optix.neuroevo.neuron_graph import NeuronGraph
 
 FORMAT = 1
+_ARRAY = "$array"  # stands for one where only JSON is kept
 _BY_NAME = {cls.__name__: cls for cls in CLASSES.values()}
 _KEYS = (
     "format", "dale_mode", "seed", "capacity", "neurons", "edges", "slots", "bias", "gates", "raw", "past", "cell",
@@ -117,7 +118,7 @@ def taken_apart(state: Any, at: str = "") -> tuple[Any, dict[str, np.ndarray]]:
     TypeError for ids that are neither strings nor whole numbers.
     """
     if isinstance(state, np.ndarray):
-        return {"array": at}, {at: state}
+        return {_ARRAY: at}, {at: state}
     if isinstance(state, dict):
         pairs = {key: taken_apart(value, f"{at}.{key}" if at else str(key)) for key, value in state.items()}
         return {key: plain for key, (plain, _) in pairs.items()}, _united(arrays for _, arrays in pairs.values())
@@ -132,8 +133,8 @@ def taken_apart(state: Any, at: str = "") -> tuple[Any, dict[str, np.ndarray]]:
 def put_together(plain: Any, arrays: Mapping[str, np.ndarray]) -> Any:
     """The state that was `taken_apart`. KeyError if an array is missing."""
     if isinstance(plain, dict):
-        if plain.keys() == {"array"}:
-            return arrays[plain["array"]]
+        if plain.keys() == {_ARRAY}:
+            return arrays[plain[_ARRAY]]
         return {key: put_together(value, arrays) for key, value in plain.items()}
     return [put_together(value, arrays) for value in plain] if isinstance(plain, list) else plain
 

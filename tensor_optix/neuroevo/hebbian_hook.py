@@ -164,6 +164,26 @@ class HebbianHook:
         if self.n_steps_recorded:
             self.apply_and_reset()
 
+    # On disk
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was recorded and not applied, by slots: it goes with the graphs' own states."""
+        return {"traces": [dict(trace.recorded) for trace in self._traces]}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """What `state_dict` gave, of the graphs as they are now; ValueError if it is of others.
+
+        What had been recorded is applied: a run that is saved is saved at the end of a window, before or after its
+        callbacks.
+        """
+        traces = state["traces"]
+        if len(traces) != len(self._traces):
+            raise ValueError(f"the state is of {len(traces)} graphs, and the hook has {len(self._traces)}")
+        for trace, recorded in zip(self._traces, traces, strict=True):
+            trace.load(recorded)
+        if self.n_steps_recorded:
+            self.apply_and_reset()
+
 
 class _Trace:
     """What the edges of one graph have carried. A listener of the graph."""
@@ -201,6 +221,20 @@ class _Trace:
             bound = None if clip is None else np.float32(clip)
             rates = np.float32(lr), np.float32(decay)
             self.graph.set_arrays(_applied(self.graph.arrays, self._seen, *rates, bound, respect_dale))
+
+    @property
+    def recorded(self) -> dict[str, np.ndarray]:
+        return self._beside.edges
+
+    def load(self, recorded: Mapping[str, Any]) -> None:
+        found = {name: np.asarray(recorded[name], x.dtype) for name, x in self.recorded.items()}
+        for name, x in self.recorded.items():
+            if found[name].shape != x.shape:
+                raise ValueError(
+                    f"traces of shape {list(found[name].shape)} do not fit a graph with {list(x.shape)}: load the "
+                    "graph first"
+                )
+        self._beside.edges = found
 
     def reset(self) -> None:
         self._beside.edges.update({name: np.zeros_like(x) for name, x in self._beside.edges.items()})

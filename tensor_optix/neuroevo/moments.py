@@ -11,6 +11,7 @@ import numpy as np
 
 from tensor_optix.neuroevo.beside import Beside
 from tensor_optix.neuroevo.brain_network import BrainNetwork
+from tensor_optix.neuroevo.graph import edits
 from tensor_optix.neuroevo.graph.adam import TopologyAwareAdamState
 from tensor_optix.neuroevo.graph.arrays import N_GATES, Weights
 from tensor_optix.neuroevo.graph.brain import BrainWeights
@@ -45,8 +46,9 @@ class Moments:
 
     @state.setter
     def state(self, state: TopologyAwareAdamState) -> None:
-        for part in PARTS:
-            weights = jax.tree.map(np.asarray, getattr(state, part))
+        there = edits.learnable(self._graph.arrays.topology)
+        for part in PARTS:  # beside what is not there nothing is counted: what comes to be there starts anew
+            weights = jax.tree.map(lambda x, t: np.where(t, x, np.float32(0.0)), getattr(state, part), there)
             self._beside.edges[part] = weights.edges
             self._beside.neurons |= {f"bias.{part}": weights.bias, f"gates.{part}": weights.gates}
 

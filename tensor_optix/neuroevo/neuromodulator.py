@@ -140,6 +140,27 @@ class NeuromodulatorSignal:
             knob.turn(1.0)
         self._regime = None
 
+    # On disk
+
+    def state_dict(self) -> dict[str, Any]:
+        """The regime in force, and of each quantity its base, its factor and what was written."""
+        knobs = {knob.name: [knob.base, knob.factor, knob.written] for knob in self._knobs}
+        return {"regime": self._regime, "knobs": knobs}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """What `state_dict` gave, and the values that were in force; ValueError if other quantities were modulated."""
+        if state["knobs"].keys() != {knob.name for knob in self._knobs}:
+            raise ValueError(
+                f"the state is of {', '.join(state['knobs'])}, and what is modulated here is "
+                f"{', '.join(knob.name for knob in self._knobs)}"
+            )
+        self._regime = state["regime"]
+        for knob in self._knobs:
+            knob.base, knob.factor, written = state["knobs"][knob.name]
+            if written is not None and knob.read() != written:
+                knob.write(written)
+            knob.written = knob.read()
+
 
 @dataclass
 class _Knob:

@@ -169,11 +169,17 @@ class NeuronGraph(NamedGraph):
 
     def remove_edge(self, edge_id: Hashable) -> None:
         """The edge goes; nothing happens if there is none."""
-        if edge_id not in self._edges:
+        self.remove_edges([edge_id])
+
+    def remove_edges(self, edge_ids: Iterable[Hashable]) -> None:
+        """Those of the edges that there are go, all at once."""
+        gone, before = [name for name in edge_ids if name in self._edges], self.arrays
+        if not gone:
             return
-        at, before = self.index_of(edge_id), self.arrays
-        self._graph.topology.edges[at], self._graph.weights.edges[at] = False, 0.0
-        self._forget_edge(edge_id)
+        for name in gone:
+            at = self.index_of(name)
+            self._graph.topology.edges[at], self._graph.weights.edges[at] = False, 0.0
+            self._forget_edge(name)
         self._restructured()
         self._edited(None, (), before, edits.unchanged(self.arrays))
 

@@ -25,6 +25,7 @@ MOVABLE = (
 )  # fmt: skip
 _GROWN, _PRUNED, _MERGED = 0, 1, 2  # places in `counts`
 _DEFAULT = GrowthConfig()
+_SUMS = ("mean", "size", "product")  # fields of `Activity`
 _SCALARS = ("scores", "n_scores", "since_grown", "evaluations", "utilisation", "counts")
 
 _log = logging.getLogger(__name__)
@@ -57,14 +58,19 @@ class RegionGrowth:
         fresh = growth.init(config, graph.capacity)
         self._scalars: dict[str, Any] = {name: np.asarray(getattr(fresh, name)) for name in _SCALARS}
         self._recorded: Recorded | None = None
+        self._last: Any = None  # the step recorded last
+        self._over = False  # what is recorded was decided on: the next step starts anew
         graph.accompany(self)
 
     # -- following -----------------------------------------------------------------------------------------
 
     def record(self) -> None:
         """A step of the graph."""
-        if self.graph.last_step is None:
+        if self.graph.last_step is None or self.graph.last_step is self._last:
             return
+        self._last = self.graph.last_step
+        if self._over:
+            self._recorded, self._over = None, False
         values = self.graph.last_step[0]
         steps = int(np.prod(np.shape(values)[:-1], dtype=np.int64))
         if self._recorded is None:
@@ -104,20 +110,27 @@ class RegionGrowth:
         grow: True or False decides in the place of the signals, within cooldown and room.
         """
         graph, told = self.graph, self._told(score)
+        recorded, taught = self._recorded is not None, graph.gradient is not None or self._has_grads()
         settled = self._recorded is not None and self._recorded.steps >= self.enough_steps
-        self.growth = _remembered(*self._static(), graph.arrays, self.growth, told)
+        before = self.growth
+        after = _remembered(*self._static(), graph.arrays, before, told)
+        if not recorded:  # of what nobody saw nothing is known: the mean stays
+            scale = after.age / jnp.maximum(before.age, 1)
+            after = after.replace(importance=before.importance * scale.astype(jnp.float32))
+        self.growth = after
         decided = jax.device_get(self._decided(score))
         weak = [graph.edge_at(*place) for place in np.argwhere(decided.weak).tolist()]
-        idle = graph.neuron_at(int(decided.idle[0])) if decided.idle[1] else None
+        idle = graph.neuron_at(int(decided.idle[0])) if decided.idle[1] and recorded and taught else None
         twins = [graph.neuron_at(int(slot)) for slot in decided.twins[:2]] if decided.twins[2] and settled else []
         grows = bool(decided.grows) if grow is None else grow and self._may_grow
         act = self._growing(decided.place) if grows and decided.there else None
-        self._recorded = None
-        for edge in weak:
-            self._done(_PRUNED, partial(operations.prune_edge, graph, edge))
+        self._over = True
+        if weak:
+            graph.remove_edges(weak)
+            self._counted(_PRUNED, len(weak))
         if idle is not None:
-            self._done(_PRUNED, partial(operations.prune_neuron, graph, idle))
-        if twins:
+            self._done(_PRUNED, partial(operations.prune_neuron, graph, idle, redistribute=False))
+        if twins and len(graph.hidden_ids) > self.config.min_hidden_neurons:
             self._done(_MERGED, partial(operations.merge_neurons, graph, *twins))
         return act is not None and self._done(_GROWN, act)
 
@@ -158,12 +171,15 @@ class RegionGrowth:
         except ValueError as error:
             _log.debug("an edit was left: %s", error)
             return False
-        counts = np.array(self._scalars["counts"])
-        counts[what] += 1
-        self._scalars["counts"] = counts
+        self._counted(what, 1)
         if what == _GROWN:
             self._scalars["since_grown"] = np.int32(0)
         return True
+
+    def _counted(self, what: int, times: int) -> None:
+        counts = np.array(self._scalars["counts"])
+        counts[what] += times
+        self._scalars["counts"] = counts
 
     def _static(self) -> tuple[GrowthConfig, dict[str, np.float32]]:
         """The configuration in two parts: what is compiled in, and what may move."""
@@ -179,6 +195,9 @@ class RegionGrowth:
             activity = jax.tree.map(lambda x: x / steps, self._recorded.sums)
         gradient = self.graph.gradient if self.graph.gradient is not None else self._handed()
         return Told(jnp.float32(score), activity, gradient)
+
+    def _has_grads(self) -> bool:
+        return any(handle.grad is not None for handle in self.graph.parameters())
 
     def _handed(self) -> Weights:
         """Gradients from the `grad` of the graph's parameters, 0 where there is none."""
@@ -215,18 +234,28 @@ class RegionGrowth:
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values and arrays, by slots: they go with the graph's own state."""
-        return {**self._scalars, **self._beside.neurons, **self._beside.edges}
+        sums: dict[str, Any] = {}
+        if self._recorded is not None and not self._over:
+            sums = {name: np.asarray(getattr(self._recorded.sums, name)) for name in _SUMS}
+            sums["steps"] = self._recorded.steps
+        return {"growth": {**self._scalars, **self._beside.neurons, **self._beside.edges}, "recorded": sums}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """What `state_dict` gave, of the graph as it is now. ValueError if it is of another."""
-        now = self.growth
-        for name, value in state.items():
+        now, found, sums = self.growth, state["growth"], state["recorded"]
+        for name, value in found.items():
             if np.shape(value) != np.shape(getattr(now, name)):
                 raise ValueError(
                     f"the growth of a graph with {name} {list(np.shape(value))} does not fit one with "
                     f"{list(np.shape(getattr(now, name)))}: load the graph first"
                 )
-        self.growth = now.replace(**{name: np.asarray(value) for name, value in state.items()})
+        self.growth = now.replace(
+            **{name: np.asarray(value, np.asarray(getattr(now, name)).dtype) for name, value in found.items()}
+        )
+        self._recorded, self._over = None, False
+        if sums:
+            parts = (jnp.asarray(np.asarray(sums[name], np.float32)) for name in _SUMS)
+            self._recorded = Recorded(Activity(*parts), int(sums["steps"]))
 
 
 class _Decided(NamedTuple):

@@ -11,7 +11,7 @@ import numpy as np
 
 from tensor_optix.neuroevo.graph.arrays import Capacity, Memory
 
-_KEPT = 32  # versions; what is older is forgotten
+_KEPT = 32  # versions of which memories were made; what is older is forgotten
 
 
 class Route(NamedTuple):
@@ -52,6 +52,7 @@ class Routes:
         self._graph = graph
         self._held: Capacity = graph.capacity
         self.version = 0
+        self._given = False  # whether memories of this version were made
         self._routes: dict[int, Route] = {}  # from older versions to the present one
         self._kept = graph.remember(self)
 
@@ -63,7 +64,9 @@ class Routes:
         if len(found) == size(self._held) and np.array_equal(found, np.arange(1, len(found) + 1)):
             return  # nothing has moved
         self._routes = {version: _joined(route, step) for version, route in self._routes.items()}
-        self._routes[self.version] = step
+        if self._given:
+            self._routes[self.version] = step
+        self._given = False
         for version in sorted(self._routes)[:-_KEPT]:
             del self._routes[version]
         self.version, self._held = self.version + 1, self._graph.capacity
@@ -79,10 +82,11 @@ class Routes:
         """
         out = np.zeros((len(memories), 1 + size(self._graph.capacity)), np.float32)
         out[:, 0] = self.version
+        self._given = True
         for version in np.unique(memories[:, 0]).tolist():
             rows = memories[:, 0] == version
-            if version == self.version:
-                if memories.shape[1] not in (1, out.shape[1]):
+            if version >= self.version:
+                if version > self.version or memories.shape[1] not in (1, out.shape[1]):
                     raise ValueError(
                         f"hidden states must have {out.shape[1]} numbers each, got {memories.shape[1]}: those of "
                         "another agent mean nothing here, give None instead"
@@ -99,7 +103,7 @@ class Routes:
 
     def load(self, state: Mapping[str, Any]) -> None:
         """What `state` gave of the same graph."""
-        self._held, self.version = self._graph.capacity, int(state["version"])
+        self._held, self.version, self._given = self._graph.capacity, int(state["version"]), True
         self._routes = {
             int(v): Route(np.asarray(source, np.int32), np.asarray(scale, np.float32))
             for v, (source, scale) in state["routes"].items()

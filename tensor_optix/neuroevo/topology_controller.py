@@ -103,6 +103,7 @@ class TopologyController:
         self._whole = graph if regions is None else regions
         self._plateaus = 0
         self._newest: EvalMetrics | None = None
+        self._state: LoopState | None = None  # unless the loop has told it
         self._loop: Any = None
 
     @classmethod
@@ -172,6 +173,7 @@ class TopologyController:
         """They are no more."""
         for region in self._regions.values():
             region.graph.unsubscribe(region)
+        self._loop = self._state = None
 
     def record(self) -> None:
         """Record the last step, for loops of one's own; within a run it happens by itself."""
@@ -183,12 +185,17 @@ class TopologyController:
         if eval_metrics is None:
             return
         self._newest = eval_metrics
-        self._decide(grow=None if self.trigger == "signals" else False)
+        cooling = self._state == LoopState.COOLING and not self._overfits()
+        self._decide(grow=None if self.trigger == "signals" else cooling)
+
+    def on_state(self, episode_id: int, state: LoopState) -> None:
+        """The loop is in this state from now on."""
+        self._state = state
 
     def on_plateau(self, episode_id: int, state: LoopState) -> None:
-        """The loop is COOLING: with that trigger a reason to grow."""
+        """The loop has become COOLING: with that trigger a reason to grow, for loops that do not tell their state."""
         self._plateaus += 1
-        if self.trigger == "plateau" and not self._overfits():
+        if self.trigger == "plateau" and self._state is None and not self._overfits():
             self._after([region.grow() for region in self._fitted()])
 
     def grow(self) -> bool:

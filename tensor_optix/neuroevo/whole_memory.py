@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tensor_optix.neuroevo.following import Rememberer
 from tensor_optix.neuroevo.graph.arrays import Memory
@@ -20,9 +21,20 @@ class WholeMemory:
     def __init__(self, brain: BrainNetwork, rememberer: Rememberer) -> None:
         self._brain, self._rememberer = brain, rememberer
         self._layout = brain.layout
-        self._parts = [_Part(self, i) for i in range(len(brain.regions))]
-        for part, region in zip(self._parts, brain.regions.values(), strict=True):
+        self._follow()
+
+    def _follow(self) -> None:
+        self._parts = [_Part(self, i) for i in range(len(self._brain.regions))]
+        for part, region in zip(self._parts, self._brain.regions.values(), strict=True):
             region.remember(part)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> WholeMemory:
+        """That of the copied brain, for the copied rememberer."""
+        new = memo[id(self)] = object.__new__(type(self))
+        new._brain, new._rememberer = copy.deepcopy(self._brain, memo), copy.deepcopy(self._rememberer, memo)
+        new._layout = self._layout
+        new._follow()
+        return new
 
     def carried(self, region: int, follow: Callable[[Memory], Memory]) -> None:
         """Of the region at that place."""
@@ -39,14 +51,20 @@ class WholeMemory:
 class _Part:
     """One region's."""
 
-    def __init__(self, whole: WholeMemory, region: int) -> None:
+    def __init__(self, whole: WholeMemory | None, region: int) -> None:
         self._whole, self._region = whole, region
 
     def carried(self, follow: Callable[[Memory], Memory]) -> None:
-        self._whole.carried(self._region, follow)
+        if self._whole is not None:
+            self._whole.carried(self._region, follow)
 
     def replaced(self) -> None:
-        self._whole.replaced()
+        if self._whole is not None:
+            self._whole.replaced()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Part:
+        """A copy of a region alone belongs to no brain; a copy of the whole makes parts of its own."""
+        return _Part(None, self._region)
 
 
 def _carried(before: Layout, after: Layout, region: int, follow: Callable[[Memory], Memory], memory: Memory) -> Memory:

@@ -118,17 +118,23 @@ class TestObeying:
         class Watch(LoopCallback):
             def on_degradation(self, episode_id, eval_metrics):
                 seen.append(episode_id)
-                agent.params["rate"] = 99.0  # whatever else happened to them meanwhile
+                assert (agent.weight, agent.params["rate"]) == (30.0, 0.5)  # put back before callbacks hear of it
 
             def on_episode_end(self, episode_id, eval_metrics):
                 seen.append((episode_id, agent.weight, agent.params["rate"]))
+                if eval_metrics is not None and eval_metrics.primary_score < 0 and not back():
+                    agent.params["rate"] = 99.0  # whatever else happened to them meanwhile
+
+        def back():
+            return any(isinstance(x, int) for x in seen) or agent.weight == 30.0
 
         loop = controller(tmp_path, agent, scores, rollback_on_degradation=True, callbacks=[Watch()])
         loop.run()
         fall = next(x for x in seen if isinstance(x, int))
         assert 30 <= fall < 40
-        before, after = next(x for x in seen if x[0] == fall - 1), seen[seen.index(fall) + 1]
-        assert before[1] == fall  # one a window
+        before = next(x for x in seen if not isinstance(x, int) and x[0] == fall - 1)
+        after = seen[seen.index(fall) + 1]
+        assert before[1:] == (fall, 99.0)  # one a window
         assert after == (fall + 1, 31.0, 0.5)  # the best's 30, and one window more
 
     def test_an_agent_with_a_replay_is_not_rolled_back(self, tmp_path):

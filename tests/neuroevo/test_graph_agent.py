@@ -16,6 +16,7 @@ from tensor_optix.neuroevo import (
     BrainNetwork,
     GraphAgent,
     GRUNeuron,
+    HebbianHook,
     LSTMNeuron,
     NeuronGraph,
     RecurrentGraphAgent,
@@ -200,10 +201,12 @@ def test_what_has_grown_learns_from_the_next_window_on():
 
 def test_a_first_step_after_growth_has_the_size_of_a_first_step():
     """Bias correction counts by parameter: a fresh weight moves by the learning rate, not by three of them."""
-    agent = agent_of(learning_rate=0.01, minibatch_size=1000, entropy_coef=0.0)
-    source = windows(agent, 12)
-    for data in itertools.islice(source, 11):
+    agent = agent_of(learning_rate=0.01, minibatch_size=1000, entropy_coef=0.0, n_epochs=500)
+    source = windows(agent, 3)
+    for data in itertools.islice(source, 2):
         agent.learn(data)
+    assert agent._moments.state.count.edges.max() > 1000  # where one count for all would make the step twice as long
+    agent.set_hyperparams(HyperparamSet({"n_epochs": 1}))
     new = add_free_edge(agent.graph, agent.graph.hidden_ids[0], agent.graph.output_ids[0], delay=1)
     agent.learn(next(source))
     assert 0.005 < abs(float(agent.graph.parameter("edge", new).data)) <= 0.0201  # of two updates
@@ -211,9 +214,13 @@ def test_a_first_step_after_growth_has_the_size_of_a_first_step():
 
 def test_inputs_may_be_added():
     agent = agent_of()
+    agent = GraphAgent(agent.graph, OBS, CHOICES, normalize_observations=True)
+    agent.learn(next(windows(agent, 1)))
+    mean = agent.obs_normalizer.rms.mean
     add_input_neuron(agent.graph)
     assert agent.obs_dim == OBS + 1
     agent.act(np.zeros(OBS + 1))
+    np.testing.assert_array_equal(agent.obs_normalizer.rms.mean, [*mean, 0.0])
     with pytest.raises(ValueError, match=r"observations must have shape \[4\]"):
         agent.act(np.zeros(OBS))
 
@@ -336,7 +343,8 @@ def test_a_damaged_or_foreign_directory_leaves_the_agent_as_it_was(tmp_path):
     agent_of(dense_graph(outputs=6)).save_weights(str(tmp_path / "wide"))
     agent_of(dense_graph(mode="softplus")).save_weights(str(tmp_path / "soft"))
     before = weights(agent.graph)
-    with pytest.raises(ValueError, match="6 outputs, expected 4"):
+    _, hidden = agent.act_recurrent(np.ones((2, OBS)), None, [True] * 2)
+    with pytest.raises(ValueError, match="has 6 output neurons by now, and the agent needs 4"):
         agent.load_weights(str(tmp_path / "wide"))
     with pytest.raises(ValueError, match="dale_mode"):
         agent.load_weights(str(tmp_path / "soft"))
@@ -346,6 +354,7 @@ def test_a_damaged_or_foreign_directory_leaves_the_agent_as_it_was(tmp_path):
     with pytest.raises(RunDirError, match="is damaged"):
         agent.load_weights(str(tmp_path / "a"))
     assert_same_bits(weights(agent.graph), before)
+    np.testing.assert_array_equal(agent._routes.present(hidden), hidden)
 
 
 def test_means_are_of_equal_structures(tmp_path):
@@ -384,6 +393,17 @@ def test_memories_of_another_agent_are_refused():
     _, hidden = large.act_recurrent(np.zeros((2, OBS)), None, [True] * 2)
     with pytest.raises(ValueError, match="those of another agent mean nothing here"):
         small.act_recurrent(np.zeros((2, OBS)), hidden, [False] * 2)
+    split_neuron(large.graph, large.graph.hidden_ids[0])
+    _, hidden = large.act_recurrent(np.zeros((2, OBS)), hidden, [False] * 2)
+    with pytest.raises(ValueError, match="those of another agent mean nothing here"):  # of a version yet to come
+        small.act_recurrent(np.zeros((2, OBS)), hidden, [False] * 2)
+
+
+def test_outputs_must_stay():
+    agent = agent_of()
+    agent.graph.add_neuron("output", "linear")
+    with pytest.raises(ValueError, match="5 output neurons by now, and the agent needs 4"):
+        agent.act(np.zeros(OBS))
 
 
 def test_rewards_are_scaled_unless_that_is_declined():
@@ -462,6 +482,26 @@ def test_a_brain_learns_with_its_pathways_and_follows_the_edits_of_its_regions()
     agent.learn(brain_window(agent, rng, hidden[0][:1]))
 
 
+def test_a_brain_that_no_longer_fits_is_refused():
+    agent = brain_agent()
+    agent.graph.add_pathway("sensory", "motor", n_connections=2, delay=7)
+    agent.act_recurrent(np.zeros((2, OBS + 2)), None, [True] * 2)  # with more to remember
+    agent.graph.add_region("new", dense_graph(outputs=1))
+    with pytest.raises(ValueError, match="has other regions than when the agent was made"):
+        agent.act_recurrent(np.zeros((2, 2 * OBS + 2)), None, [True] * 2)
+
+
+def test_a_region_of_a_learning_brain_can_be_copied():
+    agent = brain_agent()
+    region = copy.deepcopy(agent.graph.get_region("sensory"))
+    split_neuron(region, region.hidden_ids[0])
+    assert agent._routes.version == 0
+    twin = copy.deepcopy(agent)
+    split_neuron(twin.graph.get_region("sensory"), twin.graph.get_region("sensory").hidden_ids[0])
+    assert agent._routes.version == 0
+    assert twin._routes.version > 0
+
+
 def test_a_brain_comes_back_from_disk(tmp_path):
     agent, rng = brain_agent(), np.random.default_rng(0)
     agent.learn(brain_window(agent, rng))
@@ -487,18 +527,20 @@ def growing_run(folder, windows, resume_from=None):
     )  # fmt: skip
     pipeline = VectorBatchPipeline([lambda: Seeded("discrete", 0)] * 3, agent, 8, seed=3)
     run = RLOptimizer(
-        agent, pipeline, max_episodes=windows, checkpoint_dir=folder, callbacks=[controller], plateau_threshold=2,
+        agent, pipeline, max_episodes=windows, checkpoint_dir=folder, plateau_threshold=2,
+        callbacks=[HebbianHook(graph, hebbian_lr=0.01), controller],
         min_episodes_before_dormant=1000, resume_from=resume_from,
     )  # fmt: skip
     return run, run.run(), agent, controller
 
 
 @pytest.mark.slow
-def test_a_run_grows_and_one_that_is_resumed_goes_on_bit_for_bit(tmp_path):
+@pytest.mark.parametrize("cut", [20, 21])  # at an evaluation that was due, and at one that was not
+def test_a_run_grows_and_one_that_is_resumed_goes_on_bit_for_bit(tmp_path, cut):
     _, whole, agent, controller = growing_run(tmp_path / "whole", 36)
     assert controller.stats["grow_count"] >= 1
     assert not whole.callback_failures
-    first, _, _, _ = growing_run(tmp_path / "parts", 20)
+    first, _, _, _ = growing_run(tmp_path / "parts", cut)
     _, _, resumed, again = growing_run(tmp_path / "parts", 36, resume_from=first.run_dir)
     assert again.stats == controller.stats
     assert_same_bits(weights(agent.graph), weights(resumed.graph))

@@ -254,3 +254,25 @@ def test_false_growth_on_a_plateau_of_independent_scores():
 def test_settings_out_of_range_are_refused(setting, value):
     with pytest.raises(ValueError, match=setting):
         dataclasses.replace(CONFIG, **{setting: value})
+
+
+def test_what_does_nothing_goes_without_a_trace():
+    """A neuron that never fires is no linear one: what a linear one would hand on is not handed on."""
+    kind = np.array(BASE.topology.activation)
+    kind[FIRST + 2] = Activation.RELU
+    dead = BASE.replace(
+        topology=BASE.topology.replace(activation=jnp.asarray(kind)),
+        weights=BASE.weights.replace(bias=BASE.weights.bias.at[FIRST + 2].set(-100.0)),
+    )
+    config = dataclasses.replace(CONFIG, maturation_window=1, min_prune_observations=1)
+    silent = np.ones(CAPACITY.neurons)
+    silent[FIRST + 2] = 0.0
+    idle = BUSY.replace(bias=BUSY.bias.at[FIRST + 2].set(0.0))
+    decided, _ = through(np.zeros(3), config, graph=dead, gradient=idle, size=silent)
+    assert decided.growth.counts[1] == 1
+    memory, after, rng = fresh_memory(CAPACITY), fresh_memory(CAPACITY), np.random.default_rng(0)
+    for _ in range(4):
+        obs = jnp.asarray(rng.normal(size=3), jnp.float32)
+        out, memory, _ = step(dead, memory, obs)
+        same, after, _ = step(decided.graph, after, obs)
+        np.testing.assert_allclose(same, out, rtol=1e-6, atol=1e-7)

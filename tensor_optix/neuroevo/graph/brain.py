@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import jax
@@ -51,7 +52,7 @@ class Layout:
     outputs: tuple[int, ...]
     levels: int
 
-    @property
+    @cached_property
     def capacity(self) -> Capacity:
         """Of the whole."""
         inputs = sum(region.inputs for region in self.regions)
@@ -69,6 +70,10 @@ class Layout:
 
     def places(self) -> tuple[np.ndarray, ...]:
         """Of each region [N of it] int: where its slots are in the whole; those of inputs are their relays'."""
+        return self._places
+
+    @cached_property
+    def _places(self) -> tuple[np.ndarray, ...]:
         hidden = self.capacity.first_hidden
         output = sum(region.inputs for region in self.regions)
         firsts = {}

@@ -156,7 +156,8 @@ def step(config: GrowthConfig, graph: Graph, growth: Growth, memory: Memory, tol
     kept = edits.kept(before, graph)
     grows = wants_growth(config, graph, growth)
     slot, due = idle_neuron(config, graph, growth, told)
-    pruned = edits.unless(~due, graph, edits.prune_neuron(graph, slot))
+    # What does nothing hands nothing on: as if it were linear, an idle neuron would change the function.
+    pruned = edits.unless(~due, graph, edits.prune_neuron(graph, slot, redistribute=False))
     graph, growth, memory, kept = _apply(graph, growth, memory, kept, pruned, 1)
     a, b, due = twins(config, graph, growth, told)
     merged = edits.unless(~due, graph, edits.merge(graph, a, b))
@@ -187,7 +188,7 @@ def signals(config: GrowthConfig, growth: Growth) -> tuple[jax.Array, jax.Array,
     r = jnp.clip(r, -0.99, 0.99)
     effective = jnp.clip(n * (1 - r) / (1 + r), 2.0, n)
     error = jnp.sqrt(square / jnp.maximum(effective - 2, 1.0) / spread)
-    stands = ~(slope > config.slope * error) | (square == 0)
+    stands = ~(slope > config.slope * error)
     history = newest(growth.utilisation.shape[0], jnp.minimum(growth.evaluations, growth.utilisation.shape[0]))
     utilised = jnp.where(history, growth.utilisation, 0.0).sum() / jnp.maximum(history.sum(dtype=jnp.float32), 1)
     return stands, r > config.autocorrelation / jnp.sqrt(n), utilised > config.grow_grad_threshold

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax
+
 from tensor_optix.neuroevo.graph import brain, dale
-from tensor_optix.neuroevo.graph.arrays import Graph
+from tensor_optix.neuroevo.graph.arrays import Graph, Memory
 from tensor_optix.neuroevo.graph.brain import Brain
 
 Network = Graph | Brain
@@ -14,6 +16,14 @@ Network = Graph | Brain
 def whole(network: Network) -> Graph:
     """The graph that runs."""
     return brain.whole(network) if isinstance(network, Brain) else network
+
+
+def by_regions(network: Network, values: jax.Array, memory: Memory) -> tuple[tuple[jax.Array, Memory], ...]:
+    """Values [*batch, N] of the whole in a step and the memory before it, divided among the regions."""
+    if not isinstance(network, Brain):
+        return ((values, memory),)
+    parts = zip(network.layout.places(), brain.divided(network.layout, memory), strict=True)
+    return tuple((values[..., at], part) for at, part in parts)
 
 
 def weights_of(network: Network) -> Any:
