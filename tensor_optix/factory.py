@@ -97,6 +97,11 @@ def make_agent(
     if neuroevo:
         from tensor_optix.graph_agents import graph_agent
 
+        if deterministic or hidden_sizes is not None:
+            raise ValueError(
+                "neuroevo=True has no deterministic policy and no hidden_sizes: leave them out, graph_hidden says how "
+                "many neurons to start with"
+            )
         if framework != "jax" or len(spaces.obs_shape) != 1:
             raise UnsupportedSpaceError(
                 f"neuroevo=True makes an agent in JAX for observations that are vectors, got framework {framework!r} "
@@ -330,7 +335,7 @@ def canonical(algorithm: str) -> str:
 
 def algorithm_of(agent: Any) -> str:
     """The canonical name of an agent's algorithm, from its class."""
-    return canonical(type(agent).__name__)
+    return getattr(agent, "algorithm", None) or canonical(type(agent).__name__)
 
 
 def _episode_length(env: Any) -> float:

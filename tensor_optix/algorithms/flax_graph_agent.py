@@ -70,6 +70,7 @@ class GraphAgent(RecurrentHost):
         ValueError: the graph's inputs or outputs do not fit, or a setting is out of its limits.
     """
 
+    algorithm = "ppo"
     default_param_bounds = host_ppo.PARAM_BOUNDS
     default_log_params = host_ppo.LOG_PARAMS
     default_tuned = TUNED

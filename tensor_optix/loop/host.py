@@ -195,6 +195,7 @@ class LoopController:
     def renew(self, keep: float = 0.0) -> None:
         """What learns has grown: a fresh patience, and `keep` of the interval between evaluations."""
         self.brain.renew(keep)
+        self.scheduler.state = self.brain.state.scheduler
 
     def run(self) -> HostResult:
         """Train until the brain, `stop`, the end of the source or Ctrl-C stops it; then the best policy is in place."""

@@ -198,8 +198,9 @@ def utilisation(config: GrowthConfig, graph: Graph, gradient: Weights) -> jax.Ar
     """[] float32, the share of hidden neurons whose gradients, of the bias and of all edges, exceed `grad_eps`."""
     hidden = graph.topology.role == int(Role.HIDDEN)
     size = jnp.abs(gradient.bias) + jnp.abs(gradient.edges).sum(axis=(0, 1)) + jnp.abs(gradient.edges).sum(axis=(0, 2))
-    used = (hidden & (size > config.grad_eps)).sum()
-    return used.astype(jnp.float32) / jnp.maximum(hidden.sum(), 1).astype(jnp.float32)
+    used = (hidden & (size > config.grad_eps)).sum().astype(jnp.float32)
+    count = hidden.sum().astype(jnp.float32)
+    return jnp.where(count > 0, used / jnp.maximum(count, 1.0), jnp.float32(1.0))  # where there is none, none is idle
 
 
 def remembered(config: GrowthConfig, graph: Graph, growth: Growth, told: Told) -> Growth:
