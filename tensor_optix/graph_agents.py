@@ -18,7 +18,6 @@ MOST_INPUTS = 16  # beyond them observations go through a linear layer first
 _POLICY_GAIN = 0.01  # the first policy is nearly uniform
 
 
-
 def graph_agent(
     obs_dim: int,
     n_actions: int,

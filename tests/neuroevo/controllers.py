@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from tensor_optix.core.backoff_shell import BackoffScheduler
 from tensor_optix.core.types import EvalMetrics
 from tensor_optix.loop.checkpoint_registry import CheckpointRegistry
 from tensor_optix.loop.host import LoopController
