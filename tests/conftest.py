@@ -9,6 +9,7 @@ compile as they do for a user.
 import gc
 import os
 import tempfile
+from pathlib import Path
 
 os.environ.setdefault("MPLBACKEND", "Agg")
 
@@ -30,6 +31,8 @@ from tests.runs import XLA_DEFAULTS
 
 gc.set_threshold(50_000, 20, 50)  # thousands of traced programs stay alive: going through them at each turn is slow
 
+_MOST_MAPS = 40_000  # of the 65 530 that Linux allows by default
+
 _compiler_options = runtime.compiler_options
 
 
@@ -44,6 +47,16 @@ def pytest_configure(config: pytest.Config) -> None:
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _room_for_programs():
+    """A process may map so many pieces of memory only, and each program takes some: compiling beyond that hangs."""
+    yield
+    maps = Path("/proc/self/maps")  # of Linux
+    if maps.exists() and maps.read_bytes().count(b"\n") > _MOST_MAPS:
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture

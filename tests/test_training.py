@@ -235,6 +235,7 @@ class TestResume:
             np.testing.assert_array_equal(one.returns, other.returns)
         assert (path / "events.jsonl").read_bytes() == (whole.path / "events.jsonl").read_bytes()
 
+    @pytest.mark.slow
     def test_a_larger_budget_runs_on(self, whole, tmp_path):
         path = tmp_path / "run"
         run_of(run_dir=path, total_steps=6 * STEPS)  # ends where an evaluation was due anyway
@@ -325,6 +326,7 @@ class Guess:
         return jnp.stack([sign, -sign]).astype(jnp.float32)
 
 
+@pytest.mark.slow
 def test_a_users_own_class_trains_unregistered_and_is_resumed(tmp_path, short_chunks):
     path = tmp_path / "run"
     settings = {"seeds": 1, "total_steps": 40 * STEPS, "hyperparams": {"learning_rate": 1e-2}, "stop": False}

@@ -254,6 +254,7 @@ def test_noise_of_exploration():
     assert (stored_actions("sac", sac.act_batch(obs)).std(0) > 0.3).all()
 
 
+@pytest.mark.slow
 def test_rainbow_chooses_by_its_mean_weights():
     agent = started("rainbow")
     obs = np.float32([0.5, -1.0, 2.0])

@@ -85,6 +85,7 @@ def test_only_what_is_there_learns():
     assert count_edges(learner.topology) == 4 * 6 + 6 * 3 + 6 * 6
 
 
+@pytest.mark.slow
 def test_room_changes_nothing():
     small, hyper, learner = made(feedback=1)
     large, _, padded = made(feedback=1, max_neurons=20, max_delay=3, max_levels=4)

@@ -335,6 +335,7 @@ class TestWindow:
             carry = jnp.where(done[t][:, None], jnp.float32(0.0), carry)
         np.testing.assert_allclose(after.carry["actor"], carry, rtol=1e-4, atol=1e-6)
 
+    @pytest.mark.slow
     def test_sequence_length_changes_gradients_only(self):
         whole, cut = (recurrent(Noisy, sequence_length=length) for length in (8, 2))
         learner, hyper = in_play(Noisy), hyper_of(whole, **HYPER)

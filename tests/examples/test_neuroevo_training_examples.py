@@ -126,6 +126,7 @@ class TestAgents:
 
 
 class TestGrowth:
+    @pytest.mark.slow
     def test_quickstart(self):
         import gymnasium as gym
 

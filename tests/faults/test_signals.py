@@ -49,7 +49,8 @@ def wait_until(condition, process, seconds):
         time.sleep(0.05)
 
 
-@pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.slow
 def test_the_first_signal_saves_and_stops(number, tmp_path):
     path = tmp_path / "run"
     settings = [f"config.{name}={json.dumps(value)}" for name, value in SMALL.items()]

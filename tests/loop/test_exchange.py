@@ -116,6 +116,7 @@ def test_a_population_stops_as_one_and_the_reports_say_so():
     assert result.members.index(result.finalists[1]) in (2, 3)
 
 
+@pytest.mark.slow
 def test_a_run_on_disk_keeps_its_lineage(tmp_path):
     settings = {
         "env": "CartPole-v1", "config": SMALL, "eval_every": 128, "eval_episodes": 2, "final_episodes": 2, "seeds": 1,

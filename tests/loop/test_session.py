@@ -87,6 +87,7 @@ def test_seeds_differ_in_everything_random(reference):
             assert not np.array_equal(leaf[0], leaf[1])
 
 
+@pytest.mark.slow
 def test_a_members_key_is_told_by_its_seed_and_variant():
     session = session_of(plan_of(seeds=[0, 7, 2**32 - 1], variants=[{"gamma": 0.9}, {"gamma": 0.8}]))
     expected = [jax.random.split(jax.random.fold_in(jax.random.key(m.seed), m.variant), 3)[2] for m in session.specs]

@@ -121,6 +121,7 @@ def test_a_larger_budget_goes_on_with_the_newest(whole):
     assert (longer.windows.reshape(2, 4).sum(axis=1) > 60).all()
 
 
+@pytest.mark.slow
 def test_a_run_gives_an_ensemble_a_report_and_a_picture(tmp_path, caplog):
     class Told(LoopCallback):
         dormant = 0
@@ -178,6 +179,7 @@ def test_places_that_were_not_needed_say_so(tmp_path):
     result.plot(tmp_path / "curves.png")
 
 
+@pytest.mark.slow
 def test_events_tell_the_end_of_each_and_nothing_else(whole):
     session = session_of(plan_of(**(SETTINGS | {"seeds": 1})))
     ends = []

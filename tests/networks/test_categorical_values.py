@@ -57,6 +57,7 @@ def test_shapes_and_noise(shape, hidden, dueling, noisy):
     assert sum(leaf.size for leaf in jax.tree.leaves(params)) == weights
 
 
+@pytest.mark.slow
 def test_an_image_goes_through_one_convolution_without_noise():
     network, params, obs, noise = parts(shape=IMAGE, hidden=(8,))
     assert sorted({name.split("'")[1] for name in leaves(params)}) == ["advantage", "image", "value"]

@@ -162,6 +162,7 @@ def test_parameters_are_plain_float32_arrays():
     assert all(isinstance(leaf, jax.Array) and leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(params))
 
 
+@pytest.mark.slow
 def test_nothing_is_kept_between_calls():
     made, params = parts()
     before = jax.tree.map(lambda p: np.array(p), params)

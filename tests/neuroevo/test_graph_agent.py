@@ -103,7 +103,7 @@ def test_learning_sees_what_acting_saw(kind, mode, neuron, delay, cell_type):
     assert any(data.terminated)
 
 
-@pytest.mark.parametrize("recurrent", [False, True])
+@pytest.mark.parametrize("recurrent", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_before_an_update_every_ratio_is_one(recurrent):
     """The behaviour's own log-probabilities, as far as learning can see, change nothing; others would."""
     agent = agent_of(dense_graph(neuron=TrainableGRUNeuron, delay=2), recurrent=recurrent, learning_rate=0.0)
@@ -300,7 +300,7 @@ def test_hyperparameters_are_copies():
         agent.set_hyperparams(HyperparamSet({"chunk_len": 0}))
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["discrete", pytest.param("continuous", marks=pytest.mark.slow)])
 def test_a_saved_agent_comes_back_whatever_has_grown_since(tmp_path, kind):
     """Weights, moments, random numbers, memories of running episodes: what comes after is the same, bit for bit."""
 
@@ -453,6 +453,7 @@ def brain_window(agent, rng, hidden=None):
     return window_of(rows=rows, observations=obs, hidden_states=hidden)
 
 
+@pytest.mark.slow
 def test_a_brain_learns_with_its_pathways_and_follows_the_edits_of_its_regions():
     agent, twin = brain_agent(), brain_agent()
     rng = np.random.default_rng(0)

@@ -91,7 +91,8 @@ def test_a_score_depends_on_hyperparameters_and_seeds_alone(searched):
         np.testing.assert_allclose(x, y, rtol=1e-6)
 
 
-@pytest.mark.parametrize("seeds", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("seeds", [1, 2])
 def test_the_worse_half_is_pruned_and_the_clock_has_no_say(seeds, monkeypatch):
     settings = {
         "n_trials": 12, "n_startup_trials": 4, "pruner_warmup_steps": 256, "total_steps": 64 * 40,
