@@ -197,6 +197,7 @@ class TestOptimizer:
         assert wide["learning_rate"].log
         assert "learning_rate" not in tuned(agent={"learning_rate": 0.0})
 
+    @pytest.mark.slow
     def test_a_run_of_an_agent_with_a_replay(self, tmp_path):
         small = {"batch_size": 8, "learning_starts": 20}
         config = TrainConfig("Pendulum-v1", "sac", hidden_sizes=[8], window_size=16, agent=small, tune=["tau"])

@@ -39,7 +39,7 @@ from tests.runs import assert_same_bits
     [
         ("dqn", 0.6),
         pytest.param("rainbow", 0.0, marks=pytest.mark.slow),
-        ("sac", 0.0),
+        pytest.param("sac", 0.0, marks=pytest.mark.slow),
         pytest.param("td3", 0.0, marks=pytest.mark.slow),
     ],
 )

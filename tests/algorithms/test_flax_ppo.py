@@ -477,6 +477,7 @@ def test_bad_input_is_one_sentence(call, error, sentence):
 # -- the host loop -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_documented_loop_runs(tmp_path):
     env = gymnasium.make("CartPole-v1")
     params = {

@@ -65,7 +65,8 @@ def test_the_ratio_is_one_before_any_update(kind):
     next(stream)
     data = next(stream)
     result = agent.learn(data)
-    assert abs(result["approx_kl"]) < 1e-9  # k3 is half the squared log-ratio
+    # k3 is half the squared log-ratio; of each row float32 rounds 1 - 1 - 0 to a few 1e-8, either way.
+    assert abs(result["approx_kl"]) < 1e-8
     assert abs(result["policy_loss"]) < 1e-4
     data.hidden_states = None  # which matters
     log_probs = agent._unrolled(data, np.float32(data.observations), agent_actions(kind, data)).log_prob
@@ -77,7 +78,9 @@ def agent_actions(kind, data):
     return unit_actions(kind, data.actions).astype(np.int32 if kind == "discrete" else np.float32)
 
 
-@pytest.mark.parametrize(("kind", "cell"), [("discrete", "gru"), ("continuous", "lstm")])
+@pytest.mark.parametrize(
+    ("kind", "cell"), [pytest.param("discrete", "gru", marks=pytest.mark.slow), ("continuous", "lstm")]
+)
 def test_a_window_is_learned_from_as_by_the_equations(kind, cell):
     """Two minibatches of 4 of 6 sequences: of 7 rows, cut into 4 and 3. Gradients by central differences."""
     params = {

@@ -135,7 +135,8 @@ def with_goals(name, **settings):
     return cls(envs.make(GOAL_ENVS[cls.action_kinds[0]]), cls.config_type(**(base | settings)))
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n == "dqn" else pytest.mark.slow) for n in OFF])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", OFF)
 def test_hindsight_is_on_where_there_are_goals_and_matters(name):
     algorithm, plain = with_goals(name), with_goals(name, hindsight="off")
     assert "hindsight_share" in algorithm.hyperparams()

@@ -270,7 +270,10 @@ class TestWindow:
                 for name in ("value", "advantage", "target"):
                     np.testing.assert_allclose(getattr(got.rows, name)[s, t], row[name], rtol=1e-4, atol=1e-4)
 
-    @pytest.mark.parametrize(("env", "cell", "clip_value"), [(Noisy, "lstm", True), (NoisyNumber, "gru", False)])
+    @pytest.mark.parametrize(
+        ("env", "cell", "clip_value"),
+        [(Noisy, "lstm", True), pytest.param(NoisyNumber, "gru", False, marks=pytest.mark.slow)],
+    )
     def test_an_update_is_that_of_the_reference(self, env, cell, clip_value):
         algorithm = recurrent(env, cell=cell, n_minibatches=2, clip_value=clip_value)
         learner, hyper = in_play(env, cell), hyper_of(algorithm, **HYPER)

@@ -81,7 +81,9 @@ def behaviour(agent):
     return [agent.action_probs(obs).tolist() for obs in observations], agent.act_batch(observations).tolist()
 
 
-@pytest.mark.parametrize("kind", ["torch", "flax", pytest.param("tf", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "kind", ["torch", pytest.param("flax", marks=pytest.mark.slow), pytest.param("tf", marks=pytest.mark.slow)]
+)
 def test_n_and_n_windows_are_2n_to_the_bit(tmp_path, kind):
     agent, whole, result = run(tmp_path, kind, 14)
     _, first, _ = run(tmp_path, kind, 6)

@@ -67,6 +67,7 @@ def learned(n_step):
 
 @pytest.mark.parametrize("n_step", N_STEPS)
 @pytest.mark.parametrize("rung", [r for r in KINDS if r is not probes.SignalValue], ids=lambda rung: rung.__name__)
+@pytest.mark.slow
 def test_dqn_reaches_the_optimal_return(rung, n_step):  # that of SignalValue is a coin flip
     np.testing.assert_array_equal(learned(n_step)[rung][0], rung.optimal_return)
 

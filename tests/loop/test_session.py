@@ -184,9 +184,8 @@ class TestNonFinite:
         run_windows(clean, 3)
         assert_same_bits(member(poisoned[0].state()["members"], 1), member(clean.state()["members"], 1))
 
-    @pytest.mark.parametrize(
-        "sick", [pytest.param(0, marks=pytest.mark.slow), 17, pytest.param(31, marks=pytest.mark.slow)]
-    )
+    @pytest.mark.slow
+    @pytest.mark.parametrize("sick", [0, 17, 31])
     def test_one_of_thirty_two_leaves_the_rest_bit_identical(self, thirty_two, sick):
         states = {}
         for poison in (False, True):
