@@ -111,8 +111,8 @@ def picture(algorithm: Any, learners: Any, population: Any, path: Path) -> None:
     for axis, i in zip(axes, chosen, strict=False):
         learner = jax.tree.map(lambda x, i=i: np.asarray(x)[i], (learners.params, learners.topology))
         graph, member = algorithm.graph_of(*learner), population.members[i]
-        title = f"member {member.seed}: {(graph.topology.role != 0).sum()} neurons, {sizes[i]} edges"
-        title += f", return {member.score:.0f}"
+        title = f"member {member.seed}, return {member.score:.0f}\n"
+        title += f"{(graph.topology.role != 0).sum()} neurons, {sizes[i]} edges"
         draw(graph, axis, title, legend=False)
         axis.title.set_fontsize(8.5)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -15,10 +15,13 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 
 from tensor_optix.loop import runtime
 
-_CACHE = tempfile.TemporaryDirectory(prefix="tensor-optix-xla-")
+_CACHE_OF_ALL = "TENSOR_OPTIX_TESTS_CACHE"  # what one worker has compiled, no other compiles again
+if _CACHE_OF_ALL not in os.environ:
+    _cache = tempfile.TemporaryDirectory(prefix="tensor-optix-xla-")
+    os.environ[_CACHE_OF_ALL] = _cache.name
 _FLAGS = os.environ.get("XLA_FLAGS")
 os.environ["XLA_FLAGS"] = f"{_FLAGS or ''} --xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
-runtime.start(cache_dir=_CACHE.name)
+runtime.start(cache_dir=os.environ[_CACHE_OF_ALL])
 if _FLAGS is None:  # child processes are users
     del os.environ["XLA_FLAGS"]
 else:
@@ -31,7 +34,7 @@ from tests.runs import XLA_DEFAULTS
 
 gc.set_threshold(50_000, 20, 50)  # thousands of traced programs stay alive: going through them at each turn is slow
 
-_MOST_MAPS = 40_000  # of the 65 530 that Linux allows by default
+_MOST_MAPS = 50_000  # of the 65 530 that Linux allows by default
 
 _compiler_options = runtime.compiler_options
 
@@ -45,6 +48,7 @@ def pytest_configure(config: pytest.Config) -> None:
         runtime.compiler_options = _as_for_a_user
 
 
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.05)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 

@@ -122,6 +122,7 @@ class GraphPPO(BasePPO):
             levels=max(config.max_levels, len(config.hidden_sizes) + 1),
             gated=gated,
             activations=tuple(sorted({Activation.LINEAR, ACTIVATIONS[config.activation]})),
+            softplus=config.dale == "softplus",
         )
 
     @property
@@ -136,7 +137,10 @@ class GraphPPO(BasePPO):
         key_env, key_novelty = jax.random.split(key_env) if config.rnd else (key_env, key_env)
         kind, activation = CELLS[config.cell], ACTIVATIONS[config.activation]
         gains = [_POLICY_GAIN] * self._n_actions + [1.0]
-        graph = layered(self.capacity, config.hidden_sizes, activation, kind, config.feedback, gains, key_graph)
+        graph = layered(
+            self.capacity, config.hidden_sizes, activation, kind, config.feedback, gains, key_graph,
+            inhibitory=None if config.dale == "off" else config.inhibitory,
+        )  # fmt: skip
         params = self.params_of(graph)
         if not self._discrete:
             params["log_std"] = jnp.full((self.env.action_dim,), config.initial_log_std, jnp.float32)
@@ -224,6 +228,14 @@ class GraphPPO(BasePPO):
         env_state, obs = self.env.reset(key, self.config.n_envs)
         return learner.replace(env_state=env_state, obs=obs, memory=fresh_memory(self.capacity, (self.config.n_envs,)))
 
+    def init_opt(self, params: Any) -> Any:
+        """Where the graph grows each parameter counts its own steps: a new one's first step is as large as any first.
+
+        The count is behind Adam's bias correction (Kingma & Ba 2015, algorithm 1).
+        """
+        opt = super().init_opt(params)
+        return opt._replace(count=jnp.zeros_like(opt.mu, jnp.int32)) if self.config.growth else opt
+
     # -- the graph -----------------------------------------------------------------------------------------
 
     def params_of(self, graph: Graph) -> dict[str, jax.Array]:
@@ -273,15 +285,17 @@ class GraphPPO(BasePPO):
         graph = self.graph_of(learner.params, learner.topology)
         unravel = ravel_pytree(learner.params)[1]
         moments = [unravel(flat) for flat in (learner.opt.mu, learner.opt.nu)]
+        begun = jax.tree.map(jnp.ones_like, learner.params)
         windows = jnp.maximum(growing.windows, 1).astype(jnp.float32)
         activity = jax.tree.map(lambda x: x / windows, growing.activity)
         told = Told(score, activity, self._weights(moments[0]))
         decided = growth.step(config, graph, growing.growth, learner.memory, told, key)
-        mu, nu = (ravel_pytree(self._masked(tree, decided.kept))[0] for tree in moments)
+        mu, nu, kept = (ravel_pytree(self._masked(tree, decided.kept))[0] for tree in (*moments, begun))
+        count = jnp.where(kept > 0, learner.opt.count, jnp.int32(0))
         fresh = self._init_growing()
         after = learner.replace(
             params={**learner.params, **self.params_of(decided.graph)},
-            opt=learner.opt._replace(mu=mu, nu=nu),
+            opt=learner.opt._replace(count=count, mu=mu, nu=nu),
             topology=decided.graph.topology,
             memory=decided.memory,
             growing=fresh.replace(growth=decided.growth),

@@ -25,6 +25,9 @@ class GraphPPOConfig(SequencePPOConfig):
     normalize_rewards: bool = True
     cell: str = "point"  # what hidden neurons are: point, gru, lstm, trainable_gru or trainable_lstm
     feedback: int = 0  # delayed edges within each hidden layer: delays 1 to so many
+    # Dale's law: every weight that leaves a hidden neuron has the neuron's sign. "clamp" or "softplus", or "off".
+    dale: str = "off"
+    inhibitory: float = 0.2  # share of hidden neurons that inhibit, where the law holds
     max_neurons: int = 0  # hidden neurons there is room for; 0: as many as there are
     max_delay: int = 0  # longest delay there is room for; 0: as long as there are
     max_levels: int = 0  # chain of neurons there is room for; 0: as many as there are
@@ -49,6 +52,10 @@ class GraphPPOConfig(SequencePPOConfig):
             raise ValueError(f"activation of a neuron must be one of {', '.join(ACTIVATIONS)}, got {self.activation!r}")
         if self.cell not in CELLS:
             raise ValueError(f"cell must be one of {', '.join(CELLS)}, got {self.cell!r}")
+        if self.dale not in ("off", "clamp", "softplus"):
+            raise ValueError(f"dale must be off, clamp or softplus, got {self.dale!r}")
+        if not 0 <= self.inhibitory <= 1:
+            raise ValueError(f"inhibitory must be in [0, 1], got {self.inhibitory}")
         if self.grow_op not in ("off", *growth.GROW_EDITS):
             raise ValueError(f"grow_op must be off, {', '.join(growth.GROW_EDITS)}, got {self.grow_op!r}")
         if self.grow_op == "add_edge" and not max(self.max_delay, self.feedback):

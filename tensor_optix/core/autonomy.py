@@ -24,6 +24,7 @@ from tensor_optix.core.search_space import SearchSpace, from_unit, search_space,
 from tensor_optix.core.types import Decision, Event, LoopState, Scores, StopReason
 
 NO_LIMIT = 2**31 - 1  # windows; the counters that outlive it are on the host
+KEPT_BY_GROWTH = 0.5  # share of the interval between evaluations that stays after what learns has grown
 
 
 @dataclass(frozen=True)
@@ -179,7 +180,7 @@ def tick(state: AutonomyState) -> AutonomyState:
     return state.replace(window=state.window + (~state.done).astype(jnp.int32))
 
 
-def renew(config: AutonomyConfig, state: AutonomyState, keep: float = 0.0) -> AutonomyState:
+def renew(config: AutonomyConfig, state: AutonomyState, keep: float = KEPT_BY_GROWTH) -> AutonomyState:
     """What learns has grown: a fresh patience, also after a DORMANT. What has ended for good stays ended.
 
     Also out of budget the patience is fresh, for a larger budget may follow.

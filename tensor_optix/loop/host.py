@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from tensor_optix.core.autonomy import NO_LIMIT, AutonomyConfig
+from tensor_optix.core.autonomy import KEPT_BY_GROWTH, NO_LIMIT, AutonomyConfig
 from tensor_optix.core.backoff_shell import HOST_DEFAULT, BackoffScheduler
 from tensor_optix.core.base_agent import BaseAgent
 from tensor_optix.core.base_evaluator import BaseEvaluator
@@ -192,7 +192,7 @@ class LoopController:
         """Answer a DORMANT from `on_dormant`: it was handled, learning goes on, unless the budget stops it."""
         self.brain.resume()
 
-    def renew(self, keep: float = 0.0) -> None:
+    def renew(self, keep: float = KEPT_BY_GROWTH) -> None:
         """What learns has grown: a fresh patience, and `keep` of the interval between evaluations."""
         self.brain.renew(keep)
         self.scheduler.state = self.brain.state.scheduler

@@ -126,9 +126,9 @@ class HostBrain:
         Without budget it is the budget that stops the run, and a larger one lets it go on.
         """
         if self.stop_reason == StopReason.CONVERGED:
-            self.renew()
+            self.renew(keep=0.0)
 
-    def renew(self, keep: float = 0.0) -> None:
+    def renew(self, keep: float = autonomy.KEPT_BY_GROWTH) -> None:
         """A fresh patience, also in the middle; see `autonomy.renew`."""
         self.state = autonomy.renew(self.config, self.state, keep)
         self._due = bool(autonomy.is_due(self.state))

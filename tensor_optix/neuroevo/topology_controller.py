@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from tensor_optix.core import autonomy
 from tensor_optix.core.types import EvalMetrics, LoopState
 from tensor_optix.neuroevo.graph.growth import GrowthConfig
 from tensor_optix.neuroevo.neuron_graph import NeuronGraph
@@ -61,7 +62,7 @@ class TopologyController:
         grow_op: str = "insert_edge",
         grow_grad_threshold: float = 0.70,
         grow_cooldown: int = 20,
-        backoff_reset_factor: float = 0.5,
+        backoff_reset_factor: float = autonomy.KEPT_BY_GROWTH,
         grad_eps: float = 1e-6,
         maturation_window: int = 30,
         prune_edge_threshold: float = 1e-3,

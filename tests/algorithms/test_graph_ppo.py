@@ -9,6 +9,7 @@ from tensor_optix import envs, train
 from tensor_optix.algorithms.graph_ppo import GraphPPO
 from tensor_optix.algorithms.graph_ppo_config import GraphPPOConfig
 from tensor_optix.config import ConfigError
+from tensor_optix.neuroevo.graph import dale
 from tensor_optix.neuroevo.graph.arrays import Role, count_edges, count_neurons
 from tensor_optix.neuroevo.graph.forward import step
 from tests.runs import assert_same_bits, plan_of, run_windows, session_of
@@ -20,6 +21,8 @@ MEMORIES = {
     "gru": {"cell": "gru"},
     "trainable lstm": {"cell": "trainable_lstm", "feedback": 1, "sequence_length": 8},
     "delays through time": {"feedback": 2, "sequence_length": 8},
+    "dale": {"feedback": 1, "dale": "clamp"},
+    "dale softplus": {"hidden_sizes": (5, 4), "dale": "softplus"},
 }
 
 
@@ -70,6 +73,21 @@ def test_acting_alone_is_what_training_did(memory):
         _, carry = act(policy, trace.rollout.obs[t, 0], carry, jax.random.key(0), True)
         if done[t]:
             carry = algorithm.initial_carry()
+
+
+@pytest.mark.parametrize("law", ["clamp", "softplus"])
+def test_every_neuron_keeps_its_sign(law):
+    algorithm, hyper, learner = made(dale=law, hidden_sizes=(10, 5), feedback=1)
+    assert count_neurons(learner.topology) == 4 + 3 + 15
+    first = algorithm.graph_of(learner.params, learner.topology)
+    np.testing.assert_array_equal(first.topology.cell_type[7:], [1] * 8 + [-1] * 2 + [1] * 4 + [-1])
+    for i in range(3):
+        learner, _ = jax.jit(algorithm.window)(learner, hyper | {"learning_rate": jnp.float32(0.1)}, jax.random.key(i))
+        graph = algorithm.graph_of(learner.params, learner.topology)
+        signed = np.asarray(dale.effective(graph)) * np.asarray(graph.topology.cell_type)[None, None]
+        assert (signed >= 0).all()
+        moved = np.asarray(dale.effective(graph) != dale.effective(first))[np.asarray(graph.topology.edges)]
+        assert moved.mean() > 0.9
 
 
 def test_only_what_is_there_learns():

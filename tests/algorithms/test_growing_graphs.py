@@ -13,6 +13,8 @@ from tensor_optix.algorithms.graph_ppo import GraphPPO
 from tensor_optix.algorithms.graph_ppo_config import GraphPPOConfig
 from tensor_optix.config import ConfigError
 from tensor_optix.core.types import Event, StopReason
+from tensor_optix.neuroevo.graph import dale
+from tensor_optix.neuroevo.graph.arrays import Role
 from tests.runs import assert_same_bits, plan_of, run_windows, session_of
 
 # Grows at every evaluation from the fifth on: no signal is asked for much.
@@ -76,8 +78,9 @@ def test_a_member_does_not_depend_on_its_neighbours(grown):
     assert_same_bits(alone.state()["members"], jax.tree.map(lambda x: x[1:2], grown[0].state()["members"]))
 
 
-def test_after_growing_the_policy_is_the_same_and_what_is_new_learns():
-    config = CONFIG | {"hidden_sizes": (3,), "grow_op": "split_neuron"}
+@pytest.mark.parametrize("law", ["off", pytest.param("clamp", marks=pytest.mark.slow), "softplus"])
+def test_after_growing_the_policy_is_the_same_and_what_is_new_learns(law):
+    config = CONFIG | {"hidden_sizes": (3,), "grow_op": "split_neuron", "dale": law}
     algorithm = GraphPPO(envs.make("CartPole-v1"), GraphPPOConfig(**config))
     hyper = {name: jnp.float32(value) for name, value in algorithm.hyperparams().items()}
     learner = jax.jit(algorithm.init)(jax.random.key(0), hyper)
@@ -102,6 +105,36 @@ def test_after_growing_the_policy_is_the_same_and_what_is_new_learns():
     after, _ = window(learner, hyper, jax.random.key(7))
     changed = np.asarray(after.params["edges"] != learner.params["edges"])
     assert changed[new_edges].mean() > 0.5
+    _assert_lawful(algorithm.graph_of(after.params, after.topology), law)
+
+
+def _assert_lawful(graph, law):
+    """Every weight has the sign of the neuron that it leaves, and hidden neurons have one."""
+    hidden, types = (np.asarray(x) for x in (graph.topology.role == Role.HIDDEN, graph.topology.cell_type))
+    assert (types[hidden] != 0).all() == (law != "off")
+    assert (np.asarray(dale.effective(graph)) * types[None, None] >= 0).all()
+
+
+def test_the_first_steps_of_what_is_new_are_no_larger_than_the_others():
+    """Adam's first step is the learning rate, whatever the gradient; with a count of all weights it would triple."""
+    config = CONFIG | {"hidden_sizes": (3,), "grow_op": "split_neuron", "grow_trigger": "plateau"}
+    config |= {"n_epochs": 1, "n_minibatches": 1}
+    algorithm = GraphPPO(envs.make("CartPole-v1"), GraphPPOConfig(**config))
+    hyper = {name: jnp.float32(value) for name, value in algorithm.hyperparams().items()}
+    learner = jax.jit(algorithm.init)(jax.random.key(0), hyper)
+    window, evaluated = jax.jit(algorithm.window), jax.jit(algorithm.evaluated)
+    for i in range(30):
+        learner, _ = window(learner, hyper, jax.random.key(i))
+    grew = False
+    while not grew:
+        before = learner
+        learner, grew = evaluated(learner, jnp.float32(0.0), jax.random.key(100))
+    after, _ = window(learner, hyper, jax.random.key(7))
+    new = np.asarray(learner.topology.edges & ~before.topology.edges)
+    moved = np.abs(np.asarray(after.params["edges"] - learner.params["edges"]))[new]
+    rate = float(hyper["learning_rate"])
+    assert moved.max() < 1.01 * rate
+    assert moved.max() > 0.9 * rate
 
 
 def _window(algorithm, learner, hyper):

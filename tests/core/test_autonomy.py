@@ -607,7 +607,7 @@ def test_what_has_grown_gets_a_fresh_patience_unless_it_has_ended_for_good(reaso
         done=jnp.bool_(reason != StopReason.RUNNING),
         stop_reason=jnp.int32(reason),
     )
-    after = autonomy.renew(PLAIN, state, keep=0.5)
+    after = autonomy.renew(PLAIN, state)
     assert bool(after.done) is not goes_on
     ends = reason if not fresh else StopReason.RUNNING if goes_on else StopReason.BUDGET
     assert StopReason(int(after.stop_reason)) == ends

@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tensor_optix.neuroevo.graph.arrays import Activation, Capacity, Graph, Kind, Role, Topology, Weights
+from tensor_optix.neuroevo.graph import dale
+from tensor_optix.neuroevo.graph.arrays import Activation, Capacity, CellType, Graph, Kind, Role, Topology, Weights
 from tensor_optix.neuroevo.graph.cells import fresh_gates
 
 _FEEDBACK = 0.1  # standard deviation of all that delayed edges bring to a neuron, per unit of activity
@@ -23,8 +24,13 @@ def layered(
     feedback: int,
     output_gains: Sequence[float],
     key: jax.Array,
+    inhibitory: float | None = None,
 ) -> Graph:
     """Inputs, hidden layers of `sizes` neurons, linear outputs; normal weights of variance 1 / fan-in, biases 0.
+
+    Under Dale's law the hidden neurons' weights are the sizes of normal ones, with their neuron's sign. Inhibitory ones
+    are larger by as much as they are fewer, so that what a neuron gets is balanced: 0 on average over the weights, and
+    of the same variance for inputs that are independent.
 
     Args:
         capacity: has room for them.
@@ -32,6 +38,8 @@ def layered(
         feedback: delays 1 to `feedback` from every hidden neuron of a layer to every one of it; 0: none.
         output_gains: [O], what an output's weights are multiplied by.
         key: consumed.
+        inhibitory: share of each hidden layer's neurons (its last ones) that inhibit, in [0, 1], the others excite;
+            None: neurons of any type.
     """
     n, first = capacity.neurons, capacity.first_hidden
     role, kinds, activations = np.zeros((3, n), np.int8)
@@ -54,6 +62,23 @@ def layered(
     # Linear in the noise.
     still, unit = (np.stack([fresh_gates(Kind(int(code)), noise) for code in kinds]) for noise in (0.0, 1.0))
     gates = still + (unit - still) * jax.random.normal(key_gates, (n, 1), jnp.float32)
-    topology = Topology(*map(jnp.asarray, (role, kinds, activations, np.zeros(n, np.int8), edges)))
-    weights = Weights(jnp.where(edges, drawn, jnp.float32(0.0)), jnp.zeros((n,), jnp.float32), gates)
+    types = np.zeros(n, np.int8)
+    if inhibitory is not None:
+        factors = np.ones(n, np.float32)
+        for layer in layers[1:]:
+            types[layer], factors[layer] = _balanced(layer.stop - layer.start, inhibitory)
+        signed = jnp.abs(drawn) * (types * factors)[None, None]
+        drawn = jnp.where((types != 0)[None, None], signed, drawn)
+    topology = Topology(*map(jnp.asarray, (role, kinds, activations, types, edges)))
+    raw = dale.raw_of(capacity, topology, drawn)
+    weights = Weights(jnp.where(edges, raw, jnp.float32(0.0)), jnp.zeros((n,), jnp.float32), gates)
     return Graph(topology, weights, capacity)
+
+
+def _balanced(count: int, inhibitory: float) -> tuple[np.ndarray, np.ndarray]:
+    """Types of a layer's neurons, and what their weights are multiplied by, [count] each."""
+    inhibits = np.arange(count) >= count - round(inhibitory * count)
+    ratio = (~inhibits).sum() / inhibits.sum() if inhibits.any() and not inhibits.all() else 1.0
+    factors = np.where(inhibits, ratio, 1.0)
+    factors /= np.sqrt(np.mean(np.square(factors)))
+    return np.where(inhibits, CellType.INHIBITORY, CellType.EXCITATORY), factors
