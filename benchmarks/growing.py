@@ -25,18 +25,19 @@ TASKS: dict[str, dict[str, Any]] = {
     "Acrobot-v1": {"steps": 300_000, "small": 4, "large": 16, "op": "split_neuron"},
     "Pendulum-v1": {"steps": 300_000, "small": 4, "large": 32, "op": "split_neuron"},
 }
+ARMS = ("small", "signals", "plateau", "large")
 # Growth is asked sooner than by default: a run has some fifty evaluations.
 GROWTH = {"min_score_buffer": 10, "grow_cooldown": 4, "maturation_window": 10, "merge_check_interval": 10}
 
 
-def run(env: str, arm: str, seeds: int) -> tuple[np.ndarray, list[float]]:
+def run(env: str, arm: str, seeds: int, dale: str = "off") -> tuple[np.ndarray, list[float]]:
     """Final scores [seeds], and the mean number of neurons at the end of each quarter."""
     import tensor_optix
     from tensor_optix.algorithms.presets import preset
 
     task = TASKS[env]
     chosen = dict(preset("graph_ppo", env).config)
-    config = chosen | {"hidden_sizes": [task["large"] if arm == "large" else task["small"]]}
+    config = chosen | {"hidden_sizes": [task["large"] if arm == "large" else task["small"]], "dale": dale}
     if arm in ("signals", "plateau"):
         config |= {"max_neurons": task["large"], "grow_op": task["op"], "grow_trigger": arm, **GROWTH}
     with tempfile.TemporaryDirectory() as folder:
@@ -68,13 +69,15 @@ def main() -> None:
 
     parser = arguments(__doc__ or "", timeout_s=3600.0)
     parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--arm", nargs="+", default=list(ARMS), choices=list(ARMS))
+    parser.add_argument("--dale", default="off", choices=["off", "clamp", "softplus"], help="a law for all of them")
     parser.add_argument("--env", nargs="+", default=list(TASKS), choices=list(TASKS))
     args = parse(parser)
     runtime.start()
     rows = []
     for env in args.env:
-        for arm in ("small", "signals", "plateau", "large"):
-            scores, counts = run(env, arm, args.seeds)
+        for arm in args.arm:
+            scores, counts = run(env, arm, args.seeds, args.dale)
             low, high = bootstrap_interval(scores, interquartile_mean)
             text = f"{float(interquartile_mean(scores)):.1f} [{low:.1f}, {high:.1f}]"
             shown = " / ".join(f"{count:.1f}" for count in counts)

@@ -94,6 +94,19 @@ def test_readme_graph_learns_and_stops(tmp_path, monkeypatch):
     assert not result.callback_failures
 
 
+@pytest.mark.slow
+def test_readme_population_of_graphs(tmp_path, monkeypatch):
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    block = next(b for b in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "graphs = {" in b)
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    exec(block, names)
+    result = names["result"]
+    assert len(result.members) == 64
+    assert result.iqm > 450
+    assert sum(member.score > 450 for member in result.members) > 48
+
+
 def test_readme_host_file_is_valid(tmp_path):
     from tensor_optix import TrainConfig, load_config
 
