@@ -20,7 +20,9 @@ if _CACHE_OF_ALL not in os.environ:
     _cache = tempfile.TemporaryDirectory(prefix="tensor-optix-xla-")
     os.environ[_CACHE_OF_ALL] = _cache.name
 _FLAGS = os.environ.get("XLA_FLAGS")
-os.environ["XLA_FLAGS"] = f"{_FLAGS or ''} --xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+_QUICKLY = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+_QUICKLY += " --xla_cpu_parallel_codegen_split_count=1"  # the other core has tests of its own
+os.environ["XLA_FLAGS"] = f"{_FLAGS or ''} {_QUICKLY}"
 runtime.start(cache_dir=os.environ[_CACHE_OF_ALL])
 if _FLAGS is None:  # child processes are users
     del os.environ["XLA_FLAGS"]

@@ -102,8 +102,9 @@ class TestAgents:
 
     @pytest.mark.parametrize(
         ("env", "algorithm", "name"),
-        [("CartPole-v1", "dqn", "FlaxDQNAgent"), ("CartPole-v1", "rainbow", "FlaxRainbowAgent"),
-         ("Pendulum-v1", "sac", "FlaxSACAgent"), ("Pendulum-v1", "FlaxTD3Agent", "FlaxTD3Agent")],
+        [("CartPole-v1", "dqn", "FlaxDQNAgent"), ("Pendulum-v1", "FlaxTD3Agent", "FlaxTD3Agent"),
+         pytest.param("CartPole-v1", "rainbow", "FlaxRainbowAgent", marks=pytest.mark.slow),
+         pytest.param("Pendulum-v1", "sac", "FlaxSACAgent", marks=pytest.mark.slow)],
     )  # fmt: skip
     def test_agents_with_a_replay(self, env, algorithm, name):
         config = TrainConfig(env, algorithm, hidden_sizes=[8, 8], window_size=16, agent={"buffer_size": 5000})

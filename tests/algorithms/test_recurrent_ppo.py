@@ -243,8 +243,11 @@ def collected(algorithm, learner, key):
     return after, trace
 
 
+NOISY = [(Noisy, "lstm"), pytest.param(NoisyNumber, "gru", marks=pytest.mark.slow)]
+
+
 class TestWindow:
-    @pytest.mark.parametrize(("env", "cell"), [(Noisy, "lstm"), (NoisyNumber, "gru")])
+    @pytest.mark.parametrize(("env", "cell"), NOISY)
     def test_the_sequences_are_those_of_the_reference(self, env, cell):
         algorithm = recurrent(env, cell=cell, n_steps=12)
         learner, hyper = in_play(env, cell), hyper_of(algorithm, **HYPER)
@@ -290,7 +293,7 @@ class TestWindow:
         assert np.abs(expected - before).max() > 0.01
         np.testing.assert_allclose(ravel_pytree(got.params)[0], expected, rtol=1e-3, atol=2e-4)
 
-    @pytest.mark.parametrize(("env", "cell"), [(Noisy, "lstm"), (NoisyNumber, "gru")])
+    @pytest.mark.parametrize(("env", "cell"), NOISY)
     def test_the_ratio_of_a_first_minibatch_is_one(self, env, cell):
         algorithm = recurrent(env, cell=cell, normalize_observations=True)
         moments = Moments(jnp.float32([0.3, -0.2]), jnp.float32([0.1, 2.0]), jnp.float32(99))

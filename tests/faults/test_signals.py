@@ -34,8 +34,8 @@ train("CartPole-v1", seeds=2, total_steps=10**9, stop=False, config={SMALL!r}, e
 """
 
 
-def start(*command):
-    environment = {name: value for name, value in os.environ.items() if name != "NPROC"}
+def start(*command, **variables):
+    environment = {name: value for name, value in os.environ.items() if name != "NPROC"} | variables
     return subprocess.Popen(
         [sys.executable, *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
     )
@@ -87,7 +87,8 @@ def test_the_first_signal_saves_and_stops(number, tmp_path):
 @pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_the_second_signal_ends_the_process(number, tmp_path):
     path = tmp_path / "run"
-    process = start("-c", STUCK, str(path), jax.config.jax_compilation_cache_dir)
+    quickly = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0"
+    process = start("-c", STUCK, str(path), jax.config.jax_compilation_cache_dir, XLA_FLAGS=quickly)
     try:
         assert process.stdout.readline() == "stuck\n"
         process.send_signal(number)

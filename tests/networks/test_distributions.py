@@ -66,7 +66,9 @@ class TestCategorical:
         assert drawn == [0, 0, 1, 1, 2, 2]
 
     @pytest.mark.parametrize("never", [-1e9, -np.inf])
-    @pytest.mark.parametrize("n", [2, 3, 18, 64])
+    @pytest.mark.parametrize(
+        "n", [2, 18, pytest.param(3, marks=pytest.mark.slow), pytest.param(64, marks=pytest.mark.slow)]
+    )
     def test_impossible_actions_are_never_drawn(self, n, never):
         rng = np.random.default_rng(n)
         logits = (3 * rng.normal(size=(2000, n))).astype(np.float32)

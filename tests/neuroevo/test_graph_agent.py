@@ -151,7 +151,9 @@ EDITS = {
 }
 
 
-@pytest.mark.parametrize("edit", EDITS)
+@pytest.mark.parametrize(
+    "edit", [pytest.param(name, marks=pytest.mark.slow if name == "many" else ()) for name in EDITS]
+)
 def test_an_edit_in_the_middle_of_episodes_changes_no_action(edit):
     """Memories that a pipeline keeps go on through function-preserving edits."""
     agents = [agent_of(dense_graph(neuron=LSTMNeuron, delay=2), kind="discrete") for _ in range(2)]
