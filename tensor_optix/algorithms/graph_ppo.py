@@ -119,7 +119,7 @@ class GraphPPO(BasePPO):
             outputs=self._n_actions + 1,
             hidden=max(config.max_neurons, sum(config.hidden_sizes)),
             delays=max(config.max_delay, config.feedback, int(gated)),
-            levels=max(config.max_levels, len(config.hidden_sizes) + 1),
+            levels=config.levels,
             gated=gated,
             activations=tuple(sorted({Activation.LINEAR, ACTIVATIONS[config.activation]})),
             softplus=config.dale == "softplus",

@@ -11,6 +11,7 @@ from tensor_optix.neuroevo.graph.arrays import Activation, Kind
 from tensor_optix.neuroevo.graph.growth import GrowthConfig
 
 GROWTH = GrowthConfig()
+_UNLIMITED = 2**31 - 1  # neurons of all roles: the room for hidden ones is the limit
 
 
 @dataclass(frozen=True)
@@ -27,10 +28,12 @@ class GraphPPOConfig(SequencePPOConfig):
     feedback: int = 0  # delayed edges within each hidden layer: delays 1 to so many
     # Dale's law: every weight that leaves a hidden neuron has the neuron's sign. "clamp" or "softplus", or "off".
     dale: str = "off"
-    inhibitory: float = 0.2  # share of hidden neurons that inhibit, where the law holds
+    # Share of hidden neurons that inhibit, where the law holds; those inserted on edges are of any type.
+    inhibitory: float = 0.2
     max_neurons: int = 0  # hidden neurons there is room for; 0: as many as there are
     max_delay: int = 0  # longest delay there is room for; 0: as long as there are
-    max_levels: int = 0  # chain of neurons there is room for; 0: as many as there are
+    # Chain of neurons there is room for; 0: as many as there are, twice as many where neurons are inserted on edges.
+    max_levels: int = 0
     sequence_length: int = 1  # steps that gradients flow back through; divides n_steps
     through_delays: bool = True  # they flow back through delayed edges too, and not only through trainable cells
     # The topology changes where this is not "off": how it grows, and the settings of `neuroevo.graph.growth`.
@@ -65,6 +68,11 @@ class GraphPPOConfig(SequencePPOConfig):
                 f"grow_op={self.grow_op} needs room for more hidden neurons than {sum(self.hidden_sizes)}: set "
                 f"max_neurons, got {self.max_neurons}"
             )
+        if self.grow_op == "insert_edge" and 0 < self.max_levels <= self.start_levels:
+            raise ValueError(
+                f"grow_op=insert_edge makes chains longer than the {self.start_levels} neurons of the start: set "
+                f"max_levels above, or 0, got {self.max_levels}"
+            )
         self.growth  # noqa: B018  its own checks
         if not self.hidden_sizes:
             raise ValueError("hidden_sizes must name a layer of neurons or more, got none")
@@ -77,14 +85,24 @@ class GraphPPOConfig(SequencePPOConfig):
                 raise ValueError(f"{name} must be 0 (as there are) or at least {needed}, got {getattr(self, name)}")
 
     @property
+    def start_levels(self) -> int:
+        """Chain of neurons at the start: the hidden layers and the outputs."""
+        return len(self.hidden_sizes) + 1
+
+    @property
+    def levels(self) -> int:
+        """Chain of neurons there is room for."""
+        spare = self.start_levels if self.grow_op == "insert_edge" and not self.max_levels else 0
+        return max(self.max_levels, self.start_levels) + spare
+
+    @property
     def growth(self) -> GrowthConfig | None:
         """How the topology changes; None: it does not."""
         if self.grow_op == "off":
             return None
         names = {field.name for field in dataclasses.fields(self)}
-        return GrowthConfig(
-            **{f.name: getattr(self, f.name) for f in dataclasses.fields(GrowthConfig) if f.name in names}
-        )
+        same = {f.name: getattr(self, f.name) for f in dataclasses.fields(GrowthConfig) if f.name in names}
+        return GrowthConfig(**same | {"max_neurons": _UNLIMITED})
 
 
 CELLS = {kind.name.lower(): kind for kind in Kind}

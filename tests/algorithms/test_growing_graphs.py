@@ -78,9 +78,13 @@ def test_a_member_does_not_depend_on_its_neighbours(grown):
     assert_same_bits(alone.state()["members"], jax.tree.map(lambda x: x[1:2], grown[0].state()["members"]))
 
 
-@pytest.mark.parametrize("law", ["off", pytest.param("clamp", marks=pytest.mark.slow), "softplus"])
-def test_after_growing_the_policy_is_the_same_and_what_is_new_learns(law):
-    config = CONFIG | {"hidden_sizes": (3,), "grow_op": "split_neuron", "dale": law}
+@pytest.mark.parametrize(
+    ("law", "op"),
+    [("off", "split_neuron"), pytest.param("clamp", "split_neuron", marks=pytest.mark.slow),
+     ("softplus", "insert_edge")],
+)  # fmt: skip
+def test_after_growing_the_policy_is_the_same_and_what_is_new_learns(law, op):
+    config = CONFIG | {"hidden_sizes": (3,), "grow_op": op, "dale": law}
     algorithm = GraphPPO(envs.make("CartPole-v1"), GraphPPOConfig(**config))
     hyper = {name: jnp.float32(value) for name, value in algorithm.hyperparams().items()}
     learner = jax.jit(algorithm.init)(jax.random.key(0), hyper)
@@ -109,9 +113,9 @@ def test_after_growing_the_policy_is_the_same_and_what_is_new_learns(law):
 
 
 def _assert_lawful(graph, law):
-    """Every weight has the sign of the neuron that it leaves, and hidden neurons have one."""
+    """Every weight has the sign of the neuron that it leaves, and the hidden neurons of the start have one."""
     hidden, types = (np.asarray(x) for x in (graph.topology.role == Role.HIDDEN, graph.topology.cell_type))
-    assert (types[hidden] != 0).all() == (law != "off")
+    assert (types[hidden][:3] != 0).all() == (law != "off")
     assert (np.asarray(dale.effective(graph)) * types[None, None] >= 0).all()
 
 
@@ -149,11 +153,25 @@ def _window(algorithm, learner, hyper):
         ({"max_neurons": 0, "grow_op": "split_neuron"}, "needs room for more hidden neurons than 3: set max_neurons"),
         ({"grow_op": "add_edge", "max_delay": 0, "feedback": 0}, "give them room with max_delay"),
         ({"min_score_buffer": 1}, "min_score_buffer must be at least 4"),
+        ({"grow_op": "insert_edge", "max_neurons": 9, "max_levels": 2}, "longer than the 2 neurons of the start"),
     ],
 )
 def test_what_cannot_grow_is_refused(changes, said):
     with pytest.raises(ConfigError, match=said):
         plan_of(algorithm="graph_ppo", config=CONFIG | changes)
+
+
+def test_edges_take_neurons_for_as_long_as_there_is_room():
+    config = CONFIG | {"hidden_sizes": (3,), "max_neurons": 8, "max_levels": 0}
+    config |= {"maturation_window": 1000, "grow_op": "insert_edge", "grow_trigger": "plateau"}
+    algorithm = GraphPPO(envs.make("CartPole-v1"), GraphPPOConfig(**config))
+    assert algorithm.capacity.levels == 4
+    hyper = {name: jnp.float32(value) for name, value in algorithm.hyperparams().items()}
+    learner = jax.jit(algorithm.init)(jax.random.key(0), hyper)
+    evaluated = jax.jit(algorithm.evaluated)
+    for i in range(60):
+        learner, _ = evaluated(learner, jnp.float32(0.0), jax.random.key(i))
+    assert (np.asarray(learner.topology.role) == Role.HIDDEN).sum() == 8
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ from tensor_optix.neuroevo.graph import edits, growth
 from tensor_optix.neuroevo.graph.arrays import Activation, Capacity, Kind, Role, fresh_memory
 from tensor_optix.neuroevo.graph.forward import step
 from tensor_optix.neuroevo.graph.growth import Activity, GrowthConfig, Told
+from tensor_optix.neuroevo.graph.levels import fits
 from tensor_optix.neuroevo.graph.wiring import layered
 
 CONFIG = GrowthConfig(min_score_buffer=20, grow_cooldown=5, maturation_window=3, merge_check_interval=4)
@@ -55,7 +56,13 @@ def wave(n, period=12.0):
 
 
 def oracle(scores, config):
-    """Two of the signals in plain NumPy."""
+    """Two of the signals in plain NumPy: of the newest scores, and of all."""
+    slope, error, _ = line(scores[-2 * config.min_score_buffer :])
+    return not slope > config.slope * error, line(scores)[2] > config.autocorrelation / np.sqrt(len(scores))
+
+
+def line(scores):
+    """Slope, its standard error, autocorrelation of the residuals."""
     x = np.arange(len(scores), dtype=float)
     slope, level = np.polyfit(x, scores, 1)
     residual = scores - slope * x - level
@@ -63,7 +70,7 @@ def oracle(scores, config):
     n = len(scores)
     effective = np.clip(n * (1 - r) / (1 + r), 2, n)
     error = np.sqrt((residual**2).sum() / max(effective - 2, 1) / ((x - x.mean()) ** 2).sum())
-    return not slope > config.slope * error, r > config.autocorrelation / np.sqrt(n)
+    return slope, error, r
 
 
 class TestSignals:
@@ -94,6 +101,40 @@ class TestSignals:
         edges = gradient.edges.at[0, FIRST + 1, 0].set(1e-3).at[1, FIRST + 2, FIRST + 1].set(-1e-3)
         some = gradient.replace(bias=bias, edges=edges)
         assert growth.utilisation(CONFIG, BASE, some) == pytest.approx(3 / 4)
+
+
+def test_a_score_that_once_rose_stands_when_it_has_stood_for_long_enough():
+    """Learning at first, then nothing any more: what is long ago does not say that the score rises."""
+    scores = 0.15 * np.minimum(np.arange(120), 40) + np.random.default_rng(0).normal(size=120)
+    state = growth.init(CONFIG, CAPACITY)
+    for n, expected in ((20, False), (40, False), (80, True), (120, True)):
+        row = np.zeros(growth.SCORES, np.float32)
+        row[growth.SCORES - n :] = scores[:n]
+        state = state.replace(scores=jnp.asarray(row), n_scores=jnp.int32(n))
+        assert bool(growth.signals(CONFIG, state)[0]) == expected
+        slope, error, _ = line(scores[:n])
+        assert slope > CONFIG.slope * error  # of all of them
+
+
+@pytest.mark.parametrize("delays", [0, 1, 3])
+def test_neurons_are_inserted_wherever_they_fit(delays):
+    """What `insertable` says is what every single insertion does."""
+    capacity = Capacity(2, 2, 6, delays=delays, levels=3)
+    rng, n = np.random.default_rng(delays), capacity.neurons
+    wide = layered(capacity, [5], Activation.TANH, Kind.POINT, delays, [1.0, 1.0], jax.random.key(0))
+    insert = jax.jit(lambda graph, *place: edits.insert(graph, *place).ok)
+    seen = set()
+    for _ in range(4):
+        edges = np.asarray(wide.topology.edges) & (rng.random((1 + delays, n, n)) < 0.6)
+        edges[0, 5, 4] = True  # a chain of two hidden neurons
+        graph = wide.replace(topology=wide.topology.replace(edges=jnp.asarray(edges)))
+        if not fits(graph):
+            continue
+        says = np.asarray(growth.insertable(graph))
+        for place in np.argwhere(edges):
+            assert bool(insert(graph, *map(jnp.int32, place))) == says[tuple(place)]
+            seen.add((int(place[0]), bool(says[tuple(place)])))
+    assert {(0, True), (0, False)} <= seen
 
 
 class TestGrowing:
@@ -243,7 +284,7 @@ def test_false_growth_on_a_plateau_of_independent_scores():
 
     share = float(both(jnp.asarray(rng.normal(size=(4000, growth.SCORES)), jnp.float32)).mean())
     assert 0.01 < share < 0.03
-    rising = rng.normal(size=(4000, growth.SCORES)) + 0.02 * np.arange(growth.SCORES)
+    rising = rng.normal(size=(4000, growth.SCORES)) + 0.05 * np.arange(growth.SCORES)
     assert float(both(jnp.asarray(rising, jnp.float32)).mean()) < 0.005
 
 

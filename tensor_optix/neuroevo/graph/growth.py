@@ -24,8 +24,10 @@ from flax import struct
 from tensor_optix.core.convergence import newest, push
 from tensor_optix.neuroevo.graph import dale, edits
 from tensor_optix.neuroevo.graph.arrays import Capacity, Graph, Memory, Role, Weights
+from tensor_optix.neuroevo.graph.levels import levels
 
-SCORES = 200  # newest scores that are looked at
+SCORES = 200  # newest scores that are remembered
+LOOK = 2  # times `min_score_buffer`: so many of the newest say whether the score rises, not how it once began
 HISTORY = 100  # newest shares of neurons with gradients
 SPLIT_SHARE = 0.6  # unequal, so that the two get different gradients
 # What grows a graph: at the place that `growing_place` finds.
@@ -162,7 +164,7 @@ def step(config: GrowthConfig, graph: Graph, growth: Growth, memory: Memory, tol
     a, b, due = twins(config, graph, growth, told)
     merged = edits.unless(~due, graph, edits.merge(graph, a, b))
     graph, growth, memory, kept = _apply(graph, growth, memory, kept, merged, 2)
-    place, there = growing_place(config, graph, told, key)
+    place, there = growing_place(config, graph, told, key, within=True)
     edited = edits.unless(~(grows & there), graph, GROW_EDITS[config.grow_op](graph, *place))
     graph, growth, memory, kept = _apply(graph, growth, memory, kept, edited, 0)
     growth = growth.replace(since_grown=jnp.where(edited.ok, jnp.int32(0), growth.since_grown))
@@ -171,13 +173,27 @@ def step(config: GrowthConfig, graph: Graph, growth: Growth, memory: Memory, tol
 
 
 def signals(config: GrowthConfig, growth: Growth) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The three, [] bool each: the score does not rise; residuals are autocorrelated; neurons are utilised."""
-    size = growth.scores.shape[0]
-    count = jnp.minimum(growth.n_scores, size)
+    """The three, [] bool each: the score does not rise; residuals are autocorrelated; neurons are utilised.
+
+    Whether it rises the newest `LOOK * min_score_buffer` scores say, and not how learning once began; structure is
+    looked for in all that are remembered.
+    """
+    count = jnp.minimum(growth.n_scores, growth.scores.shape[0])
+    slope, error, _ = _line(growth.scores, jnp.minimum(count, LOOK * config.min_score_buffer))
+    _, _, r = _line(growth.scores, count)
+    chance = 1 / jnp.sqrt(jnp.maximum(count, 2).astype(jnp.float32))
+    history = newest(growth.utilisation.shape[0], jnp.minimum(growth.evaluations, growth.utilisation.shape[0]))
+    utilised = jnp.where(history, growth.utilisation, 0.0).sum() / jnp.maximum(history.sum(dtype=jnp.float32), 1)
+    return ~(slope > config.slope * error), r > config.autocorrelation * chance, utilised > config.grow_grad_threshold
+
+
+def _line(scores: jax.Array, count: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Of the newest `count` scores: slope, its standard error, lag-1 autocorrelation of the residuals; [] float32."""
+    size = scores.shape[0]
     n = jnp.maximum(count, 2).astype(jnp.float32)
     valid = newest(size, count)
     time = jnp.where(valid, jnp.arange(size, dtype=jnp.float32) - (jnp.float32(size - 1) - (n - 1) / 2), 0.0)
-    centred = jnp.where(valid, growth.scores - growth.scores[-1], 0.0)
+    centred = jnp.where(valid, scores - scores[-1], 0.0)
     centred = jnp.where(valid, centred - centred.sum() / n, 0.0)
     spread = jnp.maximum((time * time).sum(), 1e-6)
     slope = (time * centred).sum() / spread
@@ -187,11 +203,7 @@ def signals(config: GrowthConfig, growth: Growth) -> tuple[jax.Array, jax.Array,
     r = jnp.where(square > 0, jnp.where(both, residual[1:] * residual[:-1], 0.0).sum() / jnp.maximum(square, 1e-30), 0)
     r = jnp.clip(r, -0.99, 0.99)
     effective = jnp.clip(n * (1 - r) / (1 + r), 2.0, n)
-    error = jnp.sqrt(square / jnp.maximum(effective - 2, 1.0) / spread)
-    stands = ~(slope > config.slope * error)
-    history = newest(growth.utilisation.shape[0], jnp.minimum(growth.evaluations, growth.utilisation.shape[0]))
-    utilised = jnp.where(history, growth.utilisation, 0.0).sum() / jnp.maximum(history.sum(dtype=jnp.float32), 1)
-    return stands, r > config.autocorrelation / jnp.sqrt(n), utilised > config.grow_grad_threshold
+    return slope, jnp.sqrt(square / jnp.maximum(effective - 2, 1.0) / spread), r
 
 
 def utilisation(config: GrowthConfig, graph: Graph, gradient: Weights) -> jax.Array:
@@ -292,21 +304,23 @@ def twins(config: GrowthConfig, graph: Graph, growth: Growth, told: Told) -> tup
 
 
 def growing_place(
-    config: GrowthConfig, graph: Graph, told: Told, key: jax.Array
+    config: GrowthConfig, graph: Graph, told: Told, key: jax.Array, within: bool = False
 ) -> tuple[tuple[jax.Array, ...], jax.Array]:
     """Where to grow, as arguments of the edit that `grow_op` stands for, and whether there is such a place.
 
-    insert_edge: the heaviest edge. split_neuron: the most active hidden neuron. add_edge: a random place for a delayed
-    edge (ValueError at a capacity without delays).
+    insert_edge: the heaviest edge; with `within`, of those where a neuron fits into the capacity's levels.
+    split_neuron: the most active hidden neuron. add_edge: a random place for a delayed edge (ValueError at a capacity
+    without delays).
     """
     topology = graph.topology
     if config.grow_op == "split_neuron":
         hidden = topology.role == int(Role.HIDDEN)
         return (jnp.argmax(jnp.where(hidden, told.activity.size, -1.0)).astype(jnp.int32),), hidden.any()
     if config.grow_op == "insert_edge":
-        heaviest = jnp.argmax(jnp.where(topology.edges, jnp.abs(dale.effective(graph)), -1.0))
+        possible = topology.edges & insertable(graph) if within else topology.edges
+        heaviest = jnp.argmax(jnp.where(possible, jnp.abs(dale.effective(graph)), -1.0))
         place = jnp.unravel_index(heaviest, topology.edges.shape)
-        return tuple(index.astype(jnp.int32) for index in place), topology.edges.any()
+        return tuple(index.astype(jnp.int32) for index in place), possible.any()
     if graph.capacity.delays == 0:
         raise ValueError("add_edge adds delayed edges: give the graph room for delays, with max_delay")
     source, target = topology.role != int(Role.ABSENT), topology.role > int(Role.INPUT)
@@ -314,6 +328,20 @@ def growing_place(
     drawn = jnp.where(free, jax.random.uniform(jax.random.fold_in(key, _EDGE), free.shape), -1.0)
     delay, dst, src = (i.astype(jnp.int32) for i in jnp.unravel_index(jnp.argmax(drawn), free.shape))
     return (delay + 1, dst, src), free.any()
+
+
+def insertable(graph: Graph) -> jax.Array:
+    """[1 + D, N, N] bool: where a neuron on an edge (`edits.insert`) makes no chain longer than the capacity's levels.
+
+    What stands behind a delay of 2 or more is a chain of its own; on one of 1 it ends the chain of the edge's source,
+    and on one of 0 it joins the chains of both ends.
+    """
+    most, chain = graph.capacity.levels, graph.topology.edges[0]
+    above, _ = levels(chain, most, graph.capacity.inputs)
+    below, _ = levels(chain.T, most)
+    short = [above[None, :] + 1 + below[:, None] <= most, jnp.broadcast_to(above[None, :] + 1 <= most, chain.shape)]
+    longer = [jnp.ones_like(chain)] * max(graph.capacity.delays - 1, 0)
+    return jnp.stack([*short, *longer][: 1 + graph.capacity.delays])
 
 
 def _apply(
