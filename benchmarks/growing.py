@@ -30,12 +30,12 @@ ARMS = ("small", "signals", "plateau", "large")
 GROWTH = {"min_score_buffer": 10, "grow_cooldown": 4, "maturation_window": 10, "merge_check_interval": 10}
 
 
-def run(env: str, arm: str, seeds: int, dale: str = "off") -> tuple[np.ndarray, list[float]]:
+def run(env: str, arm: str, seeds: int, steps: int, dale: str = "off") -> tuple[np.ndarray, list[float]]:
     """Final scores [seeds], and the mean number of neurons at the end of each quarter."""
     import tensor_optix
     from tensor_optix.algorithms.presets import preset
 
-    task = TASKS[env]
+    task = TASKS[env] | {"steps": steps}
     chosen = dict(preset("graph_ppo", env).config)
     config = chosen | {"hidden_sizes": [task["large"] if arm == "large" else task["small"]], "dale": dale}
     if arm in ("signals", "plateau"):
@@ -43,7 +43,7 @@ def run(env: str, arm: str, seeds: int, dale: str = "off") -> tuple[np.ndarray, 
     with tempfile.TemporaryDirectory() as folder:
         result = tensor_optix.train(
             env, "graph_ppo", seeds=seeds, total_steps=task["steps"], config=config, stop=False, tune=False,
-            eval_every=task["steps"] // 50, progress=False, run_dir=Path(folder) / "run",
+            eval_every=min(steps // 50, 10_000), progress=False, run_dir=Path(folder) / "run",
         )  # fmt: skip
         rows = [json.loads(line) for line in (Path(folder) / "run" / "events.jsonl").read_text().splitlines()]
     n_in, n_out = _ends(env)
@@ -71,17 +71,19 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--arm", nargs="+", default=list(ARMS), choices=list(ARMS))
     parser.add_argument("--dale", default="off", choices=["off", "clamp", "softplus"], help="a law for all of them")
+    parser.add_argument("--steps", type=int, default=None, help="instead of the task's own")
     parser.add_argument("--env", nargs="+", default=list(TASKS), choices=list(TASKS))
     args = parse(parser)
     runtime.start()
     rows = []
     for env in args.env:
         for arm in args.arm:
-            scores, counts = run(env, arm, args.seeds, args.dale)
+            steps = args.steps or TASKS[env]["steps"]
+            scores, counts = run(env, arm, args.seeds, steps, args.dale)
             low, high = bootstrap_interval(scores, interquartile_mean)
             text = f"{float(interquartile_mean(scores)):.1f} [{low:.1f}, {high:.1f}]"
             shown = " / ".join(f"{count:.1f}" for count in counts)
-            rows.append(Row(f"{env}, {TASKS[env]['steps']:,} steps, {arm}: neurons {shown}", text, "return"))
+            rows.append(Row(f"{env}, {steps:,} steps, {arm}: neurons {shown}", text, "return"))
             print(rows[-1].name, text, flush=True)
     emit("growing", rows, args.json)
 

@@ -47,6 +47,7 @@ from tensor_optix.neuroevo.graph.growth import Activity, Growth, Told
 from tensor_optix.neuroevo.graph.wiring import layered
 
 _POLICY_GAIN = 0.01  # of an actor's head: the first policy is nearly uniform
+_SOFTPLUS_GAIN = 0.5  # the same under softplus, where the gradient of a small weight is as small
 
 
 class GraphPolicy(struct.PyTreeNode):
@@ -136,7 +137,8 @@ class GraphPPO(BasePPO):
         key_graph, key_env = jax.random.split(key)
         key_env, key_novelty = jax.random.split(key_env) if config.rnd else (key_env, key_env)
         kind, activation = CELLS[config.cell], ACTIVATIONS[config.activation]
-        gains = [_POLICY_GAIN] * self._n_actions + [1.0]
+        gain = _SOFTPLUS_GAIN if config.dale == "softplus" else _POLICY_GAIN
+        gains = [gain] * self._n_actions + [1.0]
         graph = layered(
             self.capacity, config.hidden_sizes, activation, kind, config.feedback, gains, key_graph,
             inhibitory=None if config.dale == "off" else config.inhibitory,
