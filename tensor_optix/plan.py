@@ -148,6 +148,8 @@ def _converted(name: str, value: Any, default: Any) -> Any:
         if isinstance(value, list | tuple) and all(type(v) is int and v > 0 for v in value):
             return tuple(value)
         raise ConfigError(f"{name} must be a list of positive whole numbers, got {value!r}")
+    if default == "off" and value is False:
+        return default  # what YAML makes of off
     if isinstance(default, str) and not isinstance(value, str):
         raise ConfigError(f"{name} must be a name, got {value!r}")
     return value

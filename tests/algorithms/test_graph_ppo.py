@@ -75,6 +75,11 @@ def test_acting_alone_is_what_training_did(memory):
             carry = algorithm.initial_carry()
 
 
+def test_off_is_what_yaml_makes_of_it():
+    plan = plan_of(algorithm="graph_ppo", config={"dale": False, "grow_op": False})
+    assert plan.program.algorithm.config == GraphPPOConfig()
+
+
 @pytest.mark.parametrize("law", ["clamp", "softplus"])
 def test_every_neuron_keeps_its_sign(law):
     algorithm, hyper, learner = made(dale=law, hidden_sizes=(10, 5), feedback=1)
