@@ -39,7 +39,7 @@ class TopologyController:
         merge_similarity_threshold: concordance of two neurons' values above which they merge,
         merge_check_interval: looked at every so many evaluations,
         act_history_len: from at least so many steps.
-        min_score_buffer: evaluations before the first growth.
+        min_score_buffer: evaluations before the first growth; the newest twice as many say whether the score rises.
         max_neurons: of a region, of all roles.
         min_hidden_neurons: that stay in each region.
         graph: the same as `regions`.
