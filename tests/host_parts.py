@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from tensor_optix import LoopCallback
 from tensor_optix.core.base_agent import BaseAgent
 from tensor_optix.core.base_pipeline import BasePipeline
 from tensor_optix.core.types import EpisodeData, HyperparamSet
@@ -109,3 +110,14 @@ class Stream(BasePipeline):
 
     def teardown(self):
         pass
+
+
+def stop_after(opt, windows):
+    """Ends a run that would go on until it has learned."""
+
+    class Stop(LoopCallback):
+        def on_episode_end(self, episode_id, eval_metrics):
+            if episode_id + 1 >= windows:
+                opt.stop()
+
+    opt.add_callback(Stop())

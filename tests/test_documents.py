@@ -9,6 +9,12 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 
+def block_with(words: str, language: str = "python") -> str:
+    """README's first block of code with these words."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    return next(b for b in re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL) if words in b)
+
+
 def code_of(notebook: Path) -> list[str]:
     cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
     return ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
@@ -34,8 +40,7 @@ def test_readme_has_its_two_commands():
 
 
 def test_readme_environment_passes_the_checker():
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    block = next(b for b in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "class Balance" in b)
+    block = block_with("class Balance")
     names: dict = {}
     exec(block.replace("train(Balance(), seeds=4)", ""), names)
     assert "Balance" in names
@@ -46,8 +51,7 @@ def test_readme_call_accepts_its_arguments():
     from tensor_optix.config import RunConfig
     from tensor_optix.plan import make_plan
 
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    block = next(b for b in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "target_score" in b)
+    block = block_with("target_score")
     seen: dict = {}
 
     def train(env, **settings):
@@ -62,8 +66,7 @@ def test_readme_call_accepts_its_arguments():
 def test_readme_agent_learns_and_stops(tmp_path, monkeypatch):
     from tensor_optix import StopReason
 
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    block = next(b for b in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "class Linear" in b)
+    block = block_with("class Linear")
     monkeypatch.chdir(tmp_path)
     names: dict = {}
     exec(block, names)
@@ -73,8 +76,7 @@ def test_readme_agent_learns_and_stops(tmp_path, monkeypatch):
 
 
 def test_readme_torch_agent_runs(tmp_path, monkeypatch):
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    block = next(b for b in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "TorchPPOAgent(" in b)
+    block = block_with("TorchPPOAgent(")
     assert "window_size=512)" in block
     monkeypatch.chdir(tmp_path)
     names: dict = {}
@@ -84,8 +86,7 @@ def test_readme_torch_agent_runs(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_readme_graph_learns_and_stops(tmp_path, monkeypatch):
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    block = next(b for b in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "TopologyController(graph" in b)
+    block = block_with("TopologyController(graph")
     monkeypatch.chdir(tmp_path)
     names: dict = {}
     exec(block, names)
@@ -96,8 +97,7 @@ def test_readme_graph_learns_and_stops(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_readme_population_of_graphs(tmp_path, monkeypatch):
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    block = next(b for b in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "graphs = {" in b)
+    block = block_with("graphs = {")
     monkeypatch.chdir(tmp_path)
     names: dict = {}
     exec(block, names)
@@ -110,8 +110,7 @@ def test_readme_population_of_graphs(tmp_path, monkeypatch):
 def test_readme_host_file_is_valid(tmp_path):
     from tensor_optix import TrainConfig, load_config
 
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    block = next(b for b in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL) if "TorchPPOAgent" in b)
+    block = block_with("TorchPPOAgent", "yaml")
     (tmp_path / "config.yaml").write_text(block)
     config = load_config(tmp_path / "config.yaml")
     assert isinstance(config, TrainConfig)

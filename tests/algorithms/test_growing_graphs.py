@@ -31,6 +31,14 @@ def growing(**changes):
     return session_of(plan_of(algorithm="graph_ppo", config=CONFIG, **settings))
 
 
+def begun(config):
+    """Algorithm, hyperparameters and a learner, outside a run."""
+    algorithm = GraphPPO(envs.make("CartPole-v1"), GraphPPOConfig(**config))
+    hyper = {name: jnp.float32(value) for name, value in algorithm.hyperparams().items()}
+    learner = jax.jit(algorithm.init)(jax.random.key(0), hyper)
+    return algorithm, hyper, learner
+
+
 def edges(session):
     return np.asarray(session.state()["members"].learner.topology.edges).sum(axis=(1, 2, 3))
 
@@ -85,9 +93,7 @@ def test_a_member_does_not_depend_on_its_neighbours(grown):
 )  # fmt: skip
 def test_after_growing_the_policy_is_the_same_and_what_is_new_learns(law, op):
     config = CONFIG | {"hidden_sizes": (3,), "grow_op": op, "dale": law}
-    algorithm = GraphPPO(envs.make("CartPole-v1"), GraphPPOConfig(**config))
-    hyper = {name: jnp.float32(value) for name, value in algorithm.hyperparams().items()}
-    learner = jax.jit(algorithm.init)(jax.random.key(0), hyper)
+    algorithm, hyper, learner = begun(config)
     window, evaluated = jax.jit(algorithm.window), jax.jit(algorithm.evaluated)
     for i in range(30):
         learner, _ = window(learner, hyper, jax.random.key(i))
@@ -123,9 +129,7 @@ def test_the_first_steps_of_what_is_new_are_no_larger_than_the_others():
     """Adam's first step is the learning rate, whatever the gradient; with a count of all weights it would triple."""
     config = CONFIG | {"hidden_sizes": (3,), "grow_op": "split_neuron", "grow_trigger": "plateau"}
     config |= {"n_epochs": 1, "n_minibatches": 1}
-    algorithm = GraphPPO(envs.make("CartPole-v1"), GraphPPOConfig(**config))
-    hyper = {name: jnp.float32(value) for name, value in algorithm.hyperparams().items()}
-    learner = jax.jit(algorithm.init)(jax.random.key(0), hyper)
+    algorithm, hyper, learner = begun(config)
     window, evaluated = jax.jit(algorithm.window), jax.jit(algorithm.evaluated)
     for i in range(30):
         learner, _ = window(learner, hyper, jax.random.key(i))
@@ -164,10 +168,8 @@ def test_what_cannot_grow_is_refused(changes, said):
 def test_edges_take_neurons_for_as_long_as_there_is_room():
     config = CONFIG | {"hidden_sizes": (3,), "max_neurons": 8, "max_levels": 0}
     config |= {"maturation_window": 1000, "grow_op": "insert_edge", "grow_trigger": "plateau"}
-    algorithm = GraphPPO(envs.make("CartPole-v1"), GraphPPOConfig(**config))
+    algorithm, _, learner = begun(config)
     assert algorithm.capacity.levels == 4
-    hyper = {name: jnp.float32(value) for name, value in algorithm.hyperparams().items()}
-    learner = jax.jit(algorithm.init)(jax.random.key(0), hyper)
     evaluated = jax.jit(algorithm.evaluated)
     for i in range(60):
         learner, _ = evaluated(learner, jnp.float32(0.0), jax.random.key(i))

@@ -13,12 +13,6 @@ from tests.host_parts import Source
 SETTINGS = {"plateau_threshold": 2, "dormant_threshold": 4, "max_interval_episodes": 1, "max_episodes": 900}
 
 
-@pytest.fixture(autouse=True)
-def elsewhere(tmp_path, monkeypatch):
-    """Default directories are relative."""
-    monkeypatch.chdir(tmp_path)
-
-
 @pytest.fixture
 def registry():
     from tensor_optix.core.checkpoint_registry import CheckpointRegistry

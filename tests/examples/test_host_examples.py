@@ -25,29 +25,12 @@ from tensor_optix import (
     VectorBatchPipeline,
     optimal_window_size,
 )
-from tests.host_parts import Plain
+from tests.host_parts import Plain, stop_after
 
 PPO_PARAMS = {
     "learning_rate": 3e-4, "clip_ratio": 0.2, "entropy_coef": 0.01, "vf_coef": 0.5, "gamma": 0.99, "gae_lambda": 0.95,
     "n_epochs": 10, "minibatch_size": 64,
 }  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def elsewhere(tmp_path, monkeypatch):
-    """Default directories are relative."""
-    monkeypatch.chdir(tmp_path)
-
-
-def stop_after(opt, windows):
-    """Ends a run that would go on until it has learned."""
-
-    class Stop(LoopCallback):
-        def on_episode_end(self, episode_id, eval_metrics):
-            if episode_id + 1 >= windows:
-                opt.stop()
-
-    opt.add_callback(Stop())
 
 
 class MyFeed:

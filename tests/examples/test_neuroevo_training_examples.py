@@ -8,25 +8,9 @@ import pytest
 
 from tensor_optix import BatchPipeline, EpisodeData, EvalMetrics, HyperparamSet, LoopCallback, RLOptimizer
 from tensor_optix.neuroevo import BrainNetwork, GraphAgent, HebbianHook, NeuronGraph, TopologyController
+from tests.host_parts import stop_after
 
 SMALL = HyperparamSet({"n_epochs": 1, "minibatch_size": 64})
-
-
-@pytest.fixture(autouse=True)
-def elsewhere(tmp_path, monkeypatch):
-    """Default directories are relative."""
-    monkeypatch.chdir(tmp_path)
-
-
-def stop_after(opt, windows):
-    """Ends a run that would go on until it has learned."""
-
-    class Stop(LoopCallback):
-        def on_episode_end(self, episode_id, eval_metrics):
-            if episode_id + 1 >= windows:
-                opt.stop()
-
-    opt.add_callback(Stop())
 
 
 class Windows(BatchPipeline):
@@ -215,7 +199,7 @@ class Padded(GraphAgent):
 
 class TestBrain:
     @pytest.mark.parametrize("built", [True, False])
-    def test_four_regions(self, built, capsys):
+    def test_four_regions(self, built, capsys, caplog):
         from tensor_optix.neuroevo import BrainNetwork, NeuronGraph
 
         sensory = NeuronGraph()  # build each region ...
@@ -242,6 +226,7 @@ class TestBrain:
 
         assert out.shape == (3 if built else 0,)
         assert f"'inter_region_edges': {8 + 4 + 16 if built else 0}" in capsys.readouterr().out
+        assert len(caplog.records) == (0 if built else 3)  # of pathways that are thinner than was asked for
 
 
 class TestPlasticity:

@@ -6,12 +6,6 @@ from tensor_optix import BaseAgent, BasePipeline, BatchPipeline, HyperparamSet, 
 from tensor_optix.orchestrator import TrialOrchestrator
 
 
-@pytest.fixture(autouse=True)
-def elsewhere(tmp_path, monkeypatch):
-    """Default directories are relative."""
-    monkeypatch.chdir(tmp_path)
-
-
 def make_pipeline() -> BasePipeline:
     return BatchPipeline(env_id="CartPole-v1", n_steps=256)
 

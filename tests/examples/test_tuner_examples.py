@@ -3,25 +3,8 @@
 import numpy as np
 import pytest
 
-from tensor_optix import BaseAgent, BatchPipeline, HyperparamSet, LoopCallback, RLOptimizer
-from tests.host_parts import Plain, Source, window_of
-
-
-@pytest.fixture(autouse=True)
-def elsewhere(tmp_path, monkeypatch):
-    """Default directories are relative."""
-    monkeypatch.chdir(tmp_path)
-
-
-def stop_after(opt, windows):
-    """Ends a run that would go on until it has learned."""
-
-    class Stop(LoopCallback):
-        def on_episode_end(self, episode_id, eval_metrics):
-            if episode_id + 1 >= windows:
-                opt.stop()
-
-    opt.add_callback(Stop())
+from tensor_optix import BaseAgent, BatchPipeline, HyperparamSet, RLOptimizer
+from tests.host_parts import Plain, Source, stop_after, window_of
 
 
 def waves():

@@ -777,28 +777,6 @@ def test_summary():
     assert repr(brain) == "BrainNetwork('mine': 'a', 'b'; 3 edges between them)"
 
 
-@pytest.mark.parametrize("built", [True, False])
-def test_four_regions_as_documented(built, caplog):
-    """Also with nothing in the place of "build each region ..."."""
-    sensory, memory, executive, motor = (chain("x").get_region("x") if built else NeuronGraph() for _ in range(4))
-
-    brain = BrainNetwork(name="agent_brain", output_regions=["motor"])
-    brain.add_region("sensory", sensory)
-    brain.add_region("memory", memory)
-    brain.add_region("executive", executive)
-    brain.add_region("motor", motor)
-
-    brain.add_pathway("sensory", "memory", n_connections=8, delay=1)
-    brain.add_pathway("memory", "executive", n_connections=4, delay=2)
-    brain.add_pathway("executive", "motor", n_connections=16, delay=0)
-
-    obs_tensor = np.ones(2 if built else 0, np.float32)
-    out = brain({"sensory": obs_tensor})
-    assert out.shape == (2 if built else 0,)
-    assert brain.summary()["inter_region_edges"] == (20 if built else 0)
-    assert len(caplog.records) == (1 if built else 3)  # fmt: skip
-
-
 def test_three_regions_as_documented():
     brain = BrainNetwork()
     for name in ("sensory", "memory", "executive"):
