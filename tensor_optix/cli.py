@@ -252,6 +252,7 @@ def _plot(args: argparse.Namespace) -> int:
     print(output)
     if result.algorithm == "graph_ppo":
         from tensor_optix.finished import load_run
+        from tensor_optix.growth import output_names
         from tensor_optix.neuroevo.graph.drawing import graph_figure
 
         _start_runtime(args)
@@ -259,9 +260,13 @@ def _plot(args: argparse.Namespace) -> int:
         assert policy is not None
         picture = output.with_name("graph.png")
         graph = policy.algorithm.graph_of(policy.params.params, policy.params.topology)
-        names = [*(f"action {i}" for i in range(graph.capacity.outputs - 1)), "value"]
-        graph_figure(graph, f"{result.env}: the best policy", output_names=names).savefig(picture, dpi=150)
+        title = f"{result.env}: the best policy"
+        graph_figure(graph, title, output_names=output_names(graph.capacity)).savefig(picture, dpi=150)
         print(picture)
+    if result.growth is not None:
+        for name in ("growth.png", "growth.gif"):
+            result.plot_growth(output.with_name(name))
+            print(output.with_name(name))
     return OK
 
 

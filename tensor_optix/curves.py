@@ -22,7 +22,7 @@ _DTYPES: dict[str, type[np.generic]] = {
     "interval": np.int32,
     "events": np.int32,
 }
-_HYPER = "hyperparams/"  # prefix of a hyperparameter's column among packed columns
+_NAMED = ("hyperparams", "losses")  # dicts of columns; packed, a column's name is "hyperparams/<name>"
 
 
 @dataclass(eq=False, repr=False)
@@ -38,6 +38,7 @@ class Curve:
     interval: np.ndarray  # [n] int32, windows between evaluations
     events: np.ndarray  # [n] int32, bits of `Event` since the evaluation before
     hyperparams: dict[str, np.ndarray] = field(default_factory=dict)  # name -> [n] float32, in force in that window
+    losses: dict[str, np.ndarray] = field(default_factory=dict)  # name -> [n] float32, what the update said of itself
 
     def __len__(self) -> int:
         return len(self.window)
@@ -46,21 +47,27 @@ class Curve:
         return f"Curve({len(self)} evaluations)"
 
     @classmethod
-    def empty(cls, names: Sequence[str] = ()) -> Curve:
+    def empty(cls, hyperparams: Sequence[str] = (), losses: Sequence[str] = ()) -> Curve:
         """A curve without evaluations."""
         columns = {name: np.zeros(0, dtype) for name, dtype in _DTYPES.items()}
-        return cls(**columns, hyperparams={name: np.zeros(0, np.float32) for name in names})
+        columns |= {f"hyperparams/{name}": np.zeros(0, np.float32) for name in hyperparams}
+        return cls.from_columns(columns | {f"losses/{name}": np.zeros(0, np.float32) for name in losses})
 
     def columns(self) -> dict[str, np.ndarray]:
-        """All columns in one flat dict; a hyperparameter's key is "hyperparams/<name>"."""
-        plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "hyperparams"}
-        return plain | {_HYPER + name: column for name, column in self.hyperparams.items()}
+        """All columns in one flat dict; a hyperparameter's key is "hyperparams/<name>", a loss's "losses/<name>"."""
+        plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in _NAMED}
+        return plain | {f"{kind}/{name}": x for kind in _NAMED for name, x in getattr(self, kind).items()}
 
     @classmethod
     def from_columns(cls, columns: Mapping[str, np.ndarray]) -> Curve:
         """Inverse of `columns`."""
-        hyper = {name.removeprefix(_HYPER): c for name, c in columns.items() if name.startswith(_HYPER)}
-        return cls(**{name: columns[name] for name in _DTYPES}, hyperparams=hyper)
+        named: dict[str, Any] = {kind: {} for kind in _NAMED}
+        for name, column in columns.items():
+            kind, slash, rest = name.partition("/")
+            if slash:
+                named[kind][rest] = column
+        plain: dict[str, Any] = {name: columns[name] for name in _DTYPES}
+        return cls(**plain, **named)
 
     def best_so_far(self) -> np.ndarray:
         """[n] float32: the score of the policy kept at that moment; NaN before the first finite score.
@@ -111,8 +118,9 @@ class CurveRecorder:
         part["env_steps"] = (part["window"] + 1) * self.env_steps_per_window
         part["member"] = np.asarray(report.member_ids)[column].astype(np.int64)
         part["evaluated"] = np.asarray(report.evaluated[row, column], bool)
-        for name, values in report.hyperparams.items():
-            part[_HYPER + name] = np.asarray(values[row, column], np.float32)
+        for kind in _NAMED:
+            for name, values in getattr(report, kind).items():
+                part[f"{kind}/{name}"] = np.asarray(values[row, column], np.float32)
         self._parts.append(part)
 
     def columns(self) -> dict[str, np.ndarray]:
@@ -147,8 +155,9 @@ class CurveRecorder:
         }
         for name in ("env_steps", "window", "score", "train_return", "interval"):
             part[name] = np.asarray([_number(row.get(name, 0)) for row in rows])
-        for name in rows[0].get("hyperparams", {}):
-            part[_HYPER + name] = np.asarray([_number(row["hyperparams"][name]) for row in rows], np.float32)
+        for kind in _NAMED:
+            for name in rows[0].get(kind, {}):
+                part[f"{kind}/{name}"] = np.asarray([_number(row[kind][name]) for row in rows], np.float32)
         recorder._parts = [{name: column.astype(_DTYPES.get(name, column.dtype)) for name, column in part.items()}]
         return recorder
 

@@ -1,4 +1,4 @@
-"""The figure of a run: learning curves above, tuned hyperparameters and loop states below, over environment steps.
+"""The figure of a run: learning curves above, tuned hyperparameters, sizes of graphs and loop states below.
 
 Imports matplotlib; only `TrainResult.plot` imports this module. No pyplot: no window, no global state.
 """
@@ -6,7 +6,7 @@ Imports matplotlib; only `TrainResult.plot` imports this module. No pyplot: no w
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import matplotlib
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from tensor_optix.results import MemberResult, TrainResult
 
 _GRID = 200  # points of the common env-steps grid
+_COUNTS = ("neurons", "edges")  # what a graph that grows says of its size, among the losses
 _RESAMPLES = 300  # of the band; its edge is drawn one pixel or so wide
 _INK, _MUTED, _THIN, _ACCENT = "#22272e", "#6b7480", "#9aa7b8", "#1f5fa8"
 _STATE_COLOURS = {
@@ -64,15 +65,17 @@ _STYLE = {
 def training_figure(result: TrainResult) -> Figure:
     """Draw `result`. Members that stopped early hold their kept best (dashed) after a marker of why they stopped."""
     result, starts = _one_after_the_other(result)
-    tuned = tuned_hyperparams([member.curve for member in result.members])
+    curves = [member.curve for member in result.members]
+    tracks = [("hyperparams", name) for name in tuned_hyperparams(curves)]
+    tracks += [("losses", name) for name in _COUNTS if _varies([curve.losses for curve in curves], name)]
     lived = [i for i, member in enumerate(result.members) if member.stop_reason != StopReason.UNSPAWNED]
-    heights = [3.4, *([0.85] * len(tuned)), _states_height(len(lived))]
+    heights = [3.4, *([0.85] * len(tracks)), _states_height(len(lived))]
     with matplotlib.rc_context(_STYLE):
         figure = NotebookFigure(figsize=(9.0, sum(heights) + 1.5), layout="constrained")
         axes = figure.subplots(len(heights), 1, sharex=True, height_ratios=heights, squeeze=False)[:, 0]
         _draw_scores(axes[0], result)
-        for axis, name in zip(axes[1:-1], tuned, strict=True):
-            _draw_hyperparam(axis, result, name)
+        for axis, (kind, name) in zip(axes[1:-1], tracks, strict=True):
+            _draw_track(axis, result, kind, name)
         handles = _draw_states(axes[-1], [result.members[i] for i in lived], starts[lived])
         whose = "seed with its variants" if result.max_spawns else "member"
         axes[-1].set_xlabel(f"environment steps of each {whose}")
@@ -106,8 +109,12 @@ def _one_after_the_other(result: TrainResult) -> tuple[TrainResult, np.ndarray]:
 def tuned_hyperparams(curves: Sequence[Curve]) -> list[str]:
     """Names of the hyperparameters that differ over time or between members, in their order of appearance."""
     names = list(dict.fromkeys(name for curve in curves for name in curve.hyperparams))
-    spread = {name: np.concatenate([c.hyperparams[name] for c in curves if name in c.hyperparams]) for name in names}
-    return [name for name in names if spread[name].size and spread[name].min() != spread[name].max()]
+    return [name for name in names if _varies([curve.hyperparams for curve in curves], name)]
+
+
+def _varies(columns: Sequence[Mapping[str, np.ndarray]], name: str) -> bool:
+    values = np.concatenate([np.zeros(0), *(own[name] for own in columns if name in own)])
+    return bool(values.size) and values.min() != values.max()
 
 
 def common_grid(members: Sequence[MemberResult]) -> tuple[np.ndarray, np.ndarray]:
@@ -207,20 +214,24 @@ def _band(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return low, high
 
 
-def _draw_hyperparam(axis: Axes, result: TrainResult, name: str) -> None:
-    """Each member a thin step line, and their median; a stopped member's last value counts on."""
-    members = [m for m in result.members if name in m.curve.hyperparams and len(m.curve)]
+def _draw_track(axis: Axes, result: TrainResult, kind: str, name: str) -> None:
+    """One of `Curve.hyperparams` or `Curve.losses` (kind) over time.
+
+    Each member a thin step line, and their median; a stopped member's last value counts on.
+    """
+    members = [m for m in result.members if name in getattr(m.curve, kind) and len(m.curve)]
     grid = np.linspace(0, max(member.env_steps for member in members), _GRID)
     alpha = float(np.clip(4.0 / len(members), 0.2, 0.8))
     tracks = []
     for member in members:
-        steps, values = member.curve.env_steps, member.curve.hyperparams[name]
+        steps, values = member.curve.env_steps, getattr(member.curve, kind)[name]
         if len(members) == 1:
             axis.step(steps, values, where="pre", color=_ACCENT, lw=1.4)
         else:
             axis.step(steps, values, where="pre", color=_THIN, lw=0.8, alpha=alpha)
         tracks.append(values[np.minimum(np.searchsorted(steps, grid), len(steps) - 1)])
-    _draw_copies(axis, result, name)
+    if kind == "hyperparams":
+        _draw_copies(axis, result, name)
     if len(members) > 1:
         axis.plot(grid, np.median(tracks, axis=0), color=_ACCENT, lw=1.6)
     if name in result.log_hyperparams:

@@ -6,6 +6,7 @@ import base64
 import html
 import io
 import math
+import statistics
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -148,11 +149,28 @@ def _remarks(result: TrainResult) -> list[str]:
             f"each score is of the one of {result.population} members with the best score in training; "
             f"{_plural(copies, 'copy', 'copies')} made"
         )
+    remarks += _growth(result)
     if scored == 1:
         remarks.append("one seed: the interval resamples its episodes and says nothing about other seeds")
     if scored < len(result.finalists):
         remarks.append(f"{_plural(len(result.finalists) - scored, 'member')} without a score left out of the IQM")
     return remarks
+
+
+def _growth(result: TrainResult) -> list[str]:
+    """How large the graphs have become."""
+    if result.growth is None:
+        return []
+    counts = [result.growth.neurons(member) for member in range(len(result.members))]
+    ends = [([row[i] for row in counts if row]) for i in (0, -1)]
+    first, last = (_span(values) for values in ends)
+    return [f"graphs of {first} neurons at the start, {last} at the end, inputs and outputs included"]
+
+
+def _span(values: Sequence[int]) -> str:
+    """ "9", or "13 to 19 (median 17)"."""
+    low, high = min(values), max(values)
+    return str(low) if low == high else f"{low} to {high} (median {statistics.median_low(values)})"
 
 
 def _ensembles(result: TrainResult) -> list[str]:

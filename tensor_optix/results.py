@@ -15,6 +15,7 @@ import numpy as np
 from tensor_optix.core.types import StopReason
 from tensor_optix.curves import Curve, CurveRecorder, best_hyperparams, pack_curves, unpack_curves
 from tensor_optix.ensembles import EnsembleResult
+from tensor_optix.growth import Growth
 from tensor_optix.lineage import Lineage
 from tensor_optix.reporting import html_report, text_report
 from tensor_optix.statistics import bootstrap_interval, interquartile_mean, mean
@@ -85,6 +86,7 @@ class TrainResult:
     log_hyperparams: tuple[str, ...] = ()  # tuned on a logarithmic scale: drawn so
     policy: Policy | None = None  # the best member's; not saved here
     lineage: Lineage | None = None  # who copied whom, in a run of populations or of variants
+    growth: Growth | None = None  # of the graphs, where they may grow
     ensembles: list[EnsembleResult] = field(default_factory=list)  # one a seed, where variants may be spawned
     ensemble: Policy | None = None  # the one of them with the highest score, as one policy; not saved here
 
@@ -176,6 +178,26 @@ class TrainResult:
             figure.savefig(path, dpi=150)
         return figure
 
+    def plot_growth(self, path: str | os.PathLike[str] | None = None, member: int | None = None) -> Figure | None:
+        """How a member's graph came to be, side by side, or animated for a path that ends in .gif.
+
+        Args:
+          path: written to, if given.
+          member: its place in `members`; None: the best one.
+
+        Returns: the figure; None for an animation.
+
+        Raises:
+          ValueError: graphs did not grow in this run, or there is no such member.
+          ImportError: matplotlib is missing: `pip install "tensor-optix[plot]"`.
+        """
+        if self.growth is None:
+            raise ValueError(
+                f"this run's networks do not grow, so there is no growth to draw (algorithm {self.algorithm!r}): train "
+                'with "graph_ppo" and config={"grow_op": "split_neuron", "max_neurons": ...}'
+            )
+        return self.growth.plot(self.members.index(self.best) if member is None else member, path)
+
     def to_json(self) -> dict[str, Any]:
         """The result as strict JSON values (what `--json` prints): numbers without NaN, None where there is none."""
         rows = [
@@ -222,6 +244,8 @@ class TrainResult:
         arrays["ensemble_returns"] = np.concatenate([np.zeros(0), *(e.returns for e in self.ensembles)])
         if self.lineage is not None:
             arrays |= {"lineage/window": self.lineage.window, "lineage/parents": self.lineage.parents}
+        if self.growth is not None:
+            arrays |= self.growth.to_arrays()
         return _json_safe(payload), arrays
 
     @classmethod
@@ -244,6 +268,7 @@ class TrainResult:
             values["ensembles"] = [EnsembleResult.from_row(row, r) for row, r in zip(rows, returns, strict=False)]
         if "lineage/window" in arrays:
             values["lineage"] = Lineage(arrays["lineage/window"], arrays["lineage/parents"])
+        values["growth"] = Growth.from_arrays(arrays)
         return cls(**values)
 
     def save(self, directory: str | os.PathLike[str]) -> Path:

@@ -214,8 +214,10 @@ class _Run:
         import jax
 
         from tensor_optix.callbacks.progress import ProgressDisplay
-        from tensor_optix.loop.session import Session, default_block
+        from tensor_optix.growth_watch import GrowthWatch
+        from tensor_optix.loop.session import MAX_CHUNK, Session, default_block
 
+        grows = getattr(plan.program.algorithm, "grows", False)
         self.plan = plan
         self.directory = directory
         self.callbacks = CallbackList(callbacks)
@@ -232,7 +234,9 @@ class _Run:
             target_score=plan.target_score,
             final_episodes=plan.run.final_episodes,
             meeting=plan.meeting,
+            chunk_windows=GrowthWatch.chunk_windows(plan.max_windows) if grows else MAX_CHUNK,
         )
+        self.growing = GrowthWatch(plan.program.algorithm, len(plan.members)) if grows else None
         self.lineage: list[Copies] = []
         self.recorder = CurveRecorder(len(plan.members), self.steps_per_window)
         self.display = ProgressDisplay(
@@ -269,6 +273,8 @@ class _Run:
         self.recorder = CurveRecorder.from_rows(rows, len(self.plan.members), self.steps_per_window)
         self.recorder.windows[:] = self.session.windows
         self.recorder.stop_reasons[:] = self.session.stop_reasons
+        if self.growing is not None:
+            self.growing.load(loaded.files)
         self.display.resumed(self.session.windows, self.session.stop_reasons)
         self._fresh = False
 
@@ -302,6 +308,8 @@ class _Run:
             self.directory.append_events(copies)
         self.lineage += self.session.copies
         self.session.copies = []
+        if self.growing is not None:
+            self.growing.look(self.session, np.unique(report.member_ids[report.active.any(axis=0)]))
         self.callbacks.replay(report)
         steps = int(self.session.windows.sum()) * self.steps_per_window
         self.display.update(report, steps / max(self.session.run_s, 1e-9), time.perf_counter() - self.began)
@@ -312,8 +320,9 @@ class _Run:
             return
         try:
             self.directory.save_checkpoint(
-                int(self.session.windows.sum()), self.session.state(), {"run_s": self.session.run_s}
-            )
+                int(self.session.windows.sum()), self.session.state(), {"run_s": self.session.run_s},
+                None if self.growing is None else self.growing.save,
+            )  # fmt: skip
         except RunDirError as error:
             if not self._save_failed:  # the run goes on; said once here and once in the report
                 logger.warning("%s", error)
@@ -352,6 +361,9 @@ class _Run:
             log_hyperparams=tuple(name for name, parameter in space.entries if parameter.log),
             lineage=Lineage.of(self.lineage, len(members)),
         )
+        if self.growing is not None:
+            self.growing.look(self.session, np.flatnonzero(spawned), last=True)
+            result.growth = self.growing.growth
         best = members.index(result.best)
         result.policy = Policy(self.plan.program.algorithm, _member(policies, best))
         if self.plan.run.max_spawns:

@@ -12,7 +12,7 @@ from tensor_optix.loop.events import ChunkReport
 from tensor_optix.results import CurveRecorder, TrainResult, member_result
 
 ENV_STEPS_PER_WINDOW = 100
-_FLOATS = ("score", "train_return")
+_FLOATS = ("score", "train_return", "lr", "policy_loss")
 
 
 class Story:
@@ -40,12 +40,13 @@ class Story:
             "events": events,
             "stop_reason": np.where(t == n - 1, stop, 0),
             "lr": 1e-3 * np.exp(np.cumsum(rng.normal(0, 0.05, n))),
+            "policy_loss": np.sin(0.3 * t),
         }
         return {name: self._cast(name, column) for name, column in columns.items()}
 
     @staticmethod
     def _cast(name: str, column: np.ndarray) -> np.ndarray:
-        return column.astype(bool if name == "evaluated" else np.float32 if name in (*_FLOATS, "lr") else np.int32)
+        return column.astype(bool if name == "evaluated" else np.float32 if name in _FLOATS else np.int32)
 
     def chunks(self, size: int) -> Iterator[ChunkReport]:
         """Reports of `size` windows; finished members drop out, the others come in a new order each time."""
@@ -66,7 +67,7 @@ class Story:
             first_window=np.full(len(ids), done),
             active=np.arange(size)[:, None] < lengths,
             hyperparams={"lr": columns.pop("lr")},
-            losses={},
+            losses={"policy_loss": columns.pop("policy_loss")},
             member_ids=ids,
             **columns,
         )

@@ -34,6 +34,7 @@ def test_curves_hold_each_members_evaluations_however_the_run_was_cut(size: int)
         for name in ("score", "train_return", "train_episodes", "state", "interval"):
             assert np.array_equal(getattr(curve, name), told[name][chosen]), name
         assert np.array_equal(curve.hyperparams["lr"], told["lr"][chosen])
+        assert np.array_equal(curve.losses["policy_loss"], told["policy_loss"][chosen])
         assert recorder.windows[i] == LENGTHS[i]
         assert recorder.stop_reason(i) is StopReason.CONVERGED
 
@@ -51,8 +52,9 @@ def test_columns_have_the_documented_types() -> None:
         "interval": "int32",
         "events": "int32",
         "hyperparams/lr": "float32",
+        "losses/policy_loss": "float32",
     }
-    assert {n: str(c.dtype) for n, c in Curve.empty(["lr"]).columns().items()} == kinds
+    assert {n: str(c.dtype) for n, c in Curve.empty(["lr"], ["policy_loss"]).columns().items()} == kinds
 
 
 def test_events_between_evaluations_count_for_the_next_and_none_is_lost() -> None:
@@ -115,7 +117,7 @@ def test_a_recorder_goes_on_from_logged_rows() -> None:
 
 def test_packing_curves_is_undone_by_unpacking() -> None:
     curves = recorded(Story(LENGTHS)).curves()
-    curves[1] = Curve.empty(["lr"])
+    curves[1] = Curve.empty(["lr"], ["policy_loss"])
     for first, second in zip(curves, unpack_curves(pack_curves(curves), len(curves)), strict=True):
         assert_equal(first, second)
     bare = [Curve.empty(), curves[0]]

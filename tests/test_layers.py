@@ -23,6 +23,8 @@ LAYERS = [
         "statistics",
         "curves",
         "lineage",
+        "growth",
+        "growth_watch",
         "ensembles",
         "reporting",
         "figures",

@@ -89,7 +89,9 @@ class Session:
         target_score: float = float("inf"),
         final_episodes: int = 100,
         meeting: Meeting | None = None,
+        chunk_windows: int = MAX_CHUNK,
     ) -> None:
+        """chunk_windows: the most of one chunk, where somebody wants to look sooner."""
         self.program = program
         self.specs = list(members)
         self.max_windows = max_windows
@@ -109,6 +111,7 @@ class Session:
         self.stop_reasons = np.full(len(self.specs), StopReason.RUNNING)
         self.run_s = 0.0
         self.compile_s = 0.0
+        self._most_windows = max(1, min(chunk_windows, MAX_CHUNK))
         self._seconds_per_window: float | None = None
         self._members: Packed | None = None
         self._meeting = meeting
@@ -227,7 +230,7 @@ class Session:
     def _next_chunk(self) -> int:
         if self._seconds_per_window is None:
             return 1
-        return int(np.clip(CHUNK_SECONDS / max(self._seconds_per_window, 1e-6), 1, MAX_CHUNK))
+        return int(np.clip(CHUNK_SECONDS / max(self._seconds_per_window, 1e-6), 1, self._most_windows))
 
     # -- meetings ----------------------------------------------------------------------------------------
 
@@ -298,6 +301,11 @@ class Session:
             state["groups"] = jax.tree.map(lambda x: np.asarray(_key_data(x)), self._groups)
             state["met"] = self._met.copy()
         return state
+
+    def learners(self) -> Any:
+        """Every member's learner, leading axis [M] in member order, in NumPy."""
+        lane_of = self._lane_of()
+        return jax.tree.map(lambda x: x[lane_of], self._host_members().learner)
 
     def template(self) -> dict[str, Any]:
         """Shapes and dtypes of `state()`, without running anything."""
