@@ -315,13 +315,16 @@ class NamedBrain:
                 self._edges[new] = dataclasses.replace(edge, edge_id=new, **changes)
         self._restructured()
 
-    def merge(self, region: str, neuron: Hashable, other: Hashable) -> None:
-        """Edges of `other` become `neuron`'s: those to it where it has none alike, those from it with their weights."""
+    def merge(self, region: str, neuron: Hashable, other: Hashable, inherit: bool = True) -> None:
+        """Edges from `other` become `neuron`'s, with their weights; with `inherit` those to it where it has none alike.
+
+        Without, the latter go.
+        """
         there = {edge.ends: name for name, edge in self._edges.items()}
         for name, edge in list(self._edges.items()):
             if (edge.src_region, edge.src_neuron) == (region, other):
                 moved = dataclasses.replace(edge, src_neuron=neuron)
-            elif (edge.dst_region, edge.dst_neuron) == (region, other):
+            elif (edge.dst_region, edge.dst_neuron) == (region, other) and inherit:
                 moved = dataclasses.replace(edge, dst_neuron=neuron)
             else:
                 continue
@@ -357,9 +360,9 @@ class _Follower:
             copy = int(np.flatnonzero(roles[0] != roles[1])[0])
             share = slots[1] if len(slots) > 1 else 0.5
             self._brain.split(self._name, names[int(slots[0])], names[copy], share)
-        elif pure is edits.merge:
+        elif pure in (edits.merge, edits.absorb):
             for gone in self._brain.gone(self._name):
-                self._brain.merge(self._name, names[int(slots[0])], gone)
+                self._brain.merge(self._name, names[int(slots[0])], gone, inherit=pure is edits.merge)
         self._brain.forget_gone(self._name)
 
     def replaced(self) -> None:

@@ -185,6 +185,10 @@ class NamedGraph(Followed):
         self._used["n"].update(dict.fromkeys(neurons))
         self._used["e"].update(dict.fromkeys(edges))
 
+    def check_free(self, neuron_id: Hashable) -> None:
+        """ValueError if a neuron has or had the id; None never is one."""
+        self._name("n", neuron_id)
+
     def _missing(self, prefix: str, name: Hashable) -> str:
         past = " any more" if name in self._used[prefix] else ""
         return f"there is no {_KINDS[prefix]} {name!r}{past}"
@@ -318,10 +322,13 @@ class NamedGraph(Followed):
         """
         wanted = self._name("n", neuron_id)
         arguments = [np.float32(x) if isinstance(x, float) else np.int32(x) for x in slots]
-        done = self._tried(pure, arguments)
-        if not done[0].ok:  # for want of levels, or not at all
-            self.make_room(levels=self._graph.capacity.levels + 1)
-            done = self._tried(pure, arguments)
+        done = self._tried(pure, arguments, self.arrays)
+        if not done[0].ok:
+            more = self._graph.capacity.levels + 1
+            deeper = self.arrays.replace(capacity=grown(self._graph.capacity, levels=more))
+            if self._tried(pure, arguments, deeper)[0].ok:  # levels are all that it lacks
+                self.make_room(levels=more)
+                done = self._tried(pure, arguments, self.arrays)
         edited, memory, values = done
         if not edited.ok:
             raise ValueError(f"{pure.__name__} cannot be done in this graph at {slots}")
@@ -333,8 +340,9 @@ class NamedGraph(Followed):
         self._edited(pure, slots, before, edited)
         return names
 
-    def _tried(self, pure: Callable[..., Edited], arguments: list[Any]) -> tuple[Edited, Memory, jax.Array]:
-        graph = self.arrays
+    def _tried(
+        self, pure: Callable[..., Edited], arguments: list[Any], graph: Graph
+    ) -> tuple[Edited, Memory, jax.Array]:
         values = np.zeros(graph.capacity.neurons, np.float32) if self.values is None else self.values
         return _done(pure, graph, self.memory, jnp.array(values), *arguments)
 

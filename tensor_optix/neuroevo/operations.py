@@ -72,6 +72,7 @@ def add_input_neuron(graph: NeuronGraph, activation: str = "linear", neuron_id: 
         ValueError: unknown activation, or the id is taken.
     """
     checked("activation", activation, ACTIVATIONS)
+    graph.check_free(neuron_id)
     graph.make_room(inputs=len(graph.input_ids) + 1)
     neurons, _ = graph.edit(edits.add_input, neuron_id=neuron_id)
     return neurons[0]
@@ -94,7 +95,8 @@ def prune_neuron(graph: NeuronGraph, neuron_id: Hashable, redistribute: bool = T
     """A hidden neuron goes, with its edges.
 
     With `redistribute` for every path u -> neuron -> v the product of both weights is added to the edge u -> v with the
-    sum of both delays, which is made where there is none: exact for a linear neuron without bias.
+    sum of both delays, which is made where there is none: exact for a linear neuron without bias. In the middle of an
+    episode values of longer ago than the graph kept count as 0.
 
     Raises:
         ValueError: no such neuron, or an input or output.
@@ -111,14 +113,19 @@ def prune_neuron(graph: NeuronGraph, neuron_id: Hashable, redistribute: bool = T
     graph.edit(edits.prune_neuron, graph.slot_of(neuron_id))
 
 
-def merge_neurons(graph: NeuronGraph, a: Hashable, b: Hashable) -> Hashable:
-    """Two hidden neurons become one, `a`: its inputs, those of `b` that it lacks, the sum of the outgoing weights.
+def merge_neurons(graph: NeuronGraph, a: Hashable, b: Hashable, inherit: bool = True) -> Hashable:
+    """Two hidden neurons become one, `a`, with the sum of the outgoing weights. Returns `a`.
 
-    The bias is the mean. For two that do the same the function is preserved. Returns `a`.
+    Args:
+        graph: changed.
+        a, b: ids.
+        inherit: it has its inputs and those of `b` that it lacks, and the mean of both biases, which preserves the
+            function for two that do the same and have the same inputs. False: it stays as it is, which preserves the
+            function wherever both values agree.
 
     Raises:
-        ValueError: no such hidden neurons, not of one class, activation and cell type, or one leads to the other
-            without delay.
+        ValueError: no such hidden neurons, not of one class, activation and cell type, or it would close a circle
+            without delay: one leads to the other (without `inherit`: `b` to `a`).
     """
     for name in (a, b):
         _hidden(graph, name, "merge_neurons")
@@ -127,12 +134,12 @@ def merge_neurons(graph: NeuronGraph, a: Hashable, b: Hashable) -> Hashable:
     one, other = graph.get_neuron(a), graph.get_neuron(b)
     if not one.can_merge_with(other):
         raise ValueError(f"merge_neurons takes two of one class, activation and cell type, got {one} and {other}")
-    way = graph.chain(a, b) or graph.chain(b, a)
+    way = (graph.chain(a, b) if inherit else None) or graph.chain(b, a)
     if way:
         raise ValueError(
             f"merging {a!r} and {b!r} would close a circle without delay: {' -> '.join(map(repr, way))} joins them"
         )
-    graph.edit(edits.merge, graph.slot_of(a), graph.slot_of(b))
+    graph.edit(edits.merge if inherit else edits.absorb, graph.slot_of(a), graph.slot_of(b))
     return a
 
 

@@ -131,7 +131,8 @@ class RegionGrowth:
         if idle is not None:
             self._done(_PRUNED, partial(operations.prune_neuron, graph, idle, redistribute=False))
         if twins and len(graph.hidden_ids) > self.config.min_hidden_neurons:
-            self._done(_MERGED, partial(operations.merge_neurons, graph, *twins))
+            one, other = twins
+            self._done(_MERGED, partial(operations.merge_neurons, graph, one, other, inherit=False))
         return act is not None and self._done(_GROWN, act)
 
     def grow(self, unasked: bool = False) -> bool:

@@ -87,6 +87,13 @@ class TopologyController:
             raise ValueError(f"trigger must be one of {', '.join(TRIGGERS)}, got {trigger!r}")
         if not 0 <= backoff_reset_factor <= 1:
             raise ValueError(f"backoff_reset_factor must be in [0, 1], got {backoff_reset_factor}")
+        if not 0 <= grow_grad_threshold <= 1:
+            raise ValueError(f"grow_grad_threshold is a share, in [0, 1], got {grow_grad_threshold}")
+        if grow_gap_threshold is not None and not grow_gap_threshold >= 0:
+            raise ValueError(f"grow_gap_threshold must be None or at least 0, got {grow_gap_threshold}")
+        for name, count, least in (("act_history_len", act_history_len, 1), ("seed", seed, 0)):
+            if isinstance(count, bool) or not isinstance(count, int) or count < least:
+                raise ValueError(f"{name} must be a whole number of at least {least}, got {count!r}")
         self.scheduler, self.trigger, self.backoff_reset_factor = scheduler, trigger, backoff_reset_factor
         self.grow_op, self.grow_grad_threshold, self.grow_cooldown = grow_op, grow_grad_threshold, grow_cooldown
         self.grad_eps, self.maturation_window = grad_eps, maturation_window

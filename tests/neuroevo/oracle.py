@@ -14,7 +14,7 @@ ZERO = -14.0  # the raw weight that stands for 0 under softplus
 
 
 def sigmoid(x):
-    return 1.0 / (1.0 + math.exp(-x))
+    return 1.0 / (1.0 + math.exp(-x)) if x > 0 else math.exp(x) / (1.0 + math.exp(x))
 
 
 def softplus(x):
@@ -195,11 +195,14 @@ class Oracle:
     def insert_on_edge(self, edge):
         u, v, d = edge
         weight, source = self.weight(edge), self.neurons[u]
-        sign = -1.0 if source.cell_type < 0 else 1.0
+        lawful = any(neuron.cell_type for neuron in self.neurons.values())
+        sign = 1.0
+        if source.cell_type < 0 or (source.cell_type == 0 and lawful and weight < 0):
+            sign = -1.0
         first = d // 2
         new = self.new_name()
         shifted = [sign * x for x in source.history[first:]]
-        self.add(new, Neuron("hidden", history=shifted))
+        self.add(new, Neuron("hidden", history=shifted, cell_type=int(lawful)))
         del self.edges[edge]
         self.set_weight((u, new, first), sign)
         self.set_weight((new, v, d - first), weight / sign)

@@ -190,6 +190,21 @@ class TestGrowing:
         assert np.isfinite(decided.growth.scores).all()
 
 
+def test_neurons_are_not_inserted_beside_relays_while_there_is_another_place():
+    config = dataclasses.replace(CONFIG, grow_op="insert_edge")
+    capacity = Capacity(1, 1, 8, delays=1, levels=8)
+    graph = layered(capacity, [2], Activation.TANH, Kind.POINT, 0, [1.0], jax.random.key(0))
+    targets = []
+    for _ in range(6):
+        place, there = growth.growing_place(config, graph, told(), jax.random.key(0), within=True)
+        assert there
+        targets.append((int(place[2]), int(place[1])))
+        graph = edits.insert(graph, *place).graph
+    assert sorted(targets[:4]) == [(0, 2), (0, 3), (2, 1), (3, 1)]  # every edge of the start once
+    assert growth.relays(graph).sum() >= 4
+    assert bool(fits(graph))
+
+
 class TestPruning:
     def test_weak_edges_go_when_they_are_old(self):
         edges = BASE.weights.edges.at[0, FIRST, 0].set(5e-4).at[0, FIRST, 1].set(5e-4)
@@ -253,6 +268,26 @@ class TestMerging:
         np.testing.assert_allclose(decided.graph.weights.edges[:, CAPACITY.inputs:FIRST, FIRST + 1],
                                    BASE.weights.edges[:, CAPACITY.inputs:FIRST, FIRST + 1], rtol=1e-5)  # fmt: skip
 
+    def test_one_that_leads_to_the_other_stays_and_the_function_with_it(self):
+        """A relay behind a relay has a smaller slot, or a larger one; both are the value of the neuron before."""
+        graph = edits.insert(BASE, jnp.int32(0), jnp.int32(CAPACITY.inputs), jnp.int32(FIRST)).graph
+        first = FIRST + 4
+        for place, gone in (((0, first, FIRST), first), ((0, CAPACITY.inputs, first), first + 1)):
+            chain = edits.insert(graph, *map(jnp.int32, place)).graph
+            assert chain.topology.role[first + 1] == Role.HIDDEN
+
+            def equal(i):
+                values = np.random.default_rng(i).normal(size=(64, CAPACITY.neurons))
+                values[:, first + 1] = values[:, first]
+                return values
+
+            decided, _ = through(np.zeros(4), graph=chain, values=equal)
+            assert decided.growth.counts[2] == 1
+            assert np.flatnonzero(decided.graph.topology.role != chain.topology.role).tolist() == [gone]
+            obs = jnp.asarray(np.random.default_rng(0).normal(size=(6, 3)), jnp.float32)
+            memory = fresh_memory(CAPACITY, (6,))
+            np.testing.assert_allclose(step(decided.graph, memory, obs)[0], step(BASE, memory, obs)[0], atol=1e-6)
+
     def test_others_do_not(self):
         def rising_together(i):
             return i + np.random.default_rng(i).normal(size=(64, CAPACITY.neurons))
@@ -290,8 +325,12 @@ def test_false_growth_on_a_plateau_of_independent_scores():
 
 @pytest.mark.parametrize(
     ("setting", "value"),
-    [("grow_op", "duplicate"), ("grow_trigger", "dormant"), ("min_score_buffer", 2), ("prune_edge_patience", 0)],
-)
+    [("grow_op", "duplicate"), ("grow_trigger", "dormant"), ("min_score_buffer", 2), ("min_score_buffer", 201),
+     ("prune_edge_patience", 0), ("prune_edge_patience", 40_000), ("grow_cooldown", 1.5), ("maturation_window", True),
+     ("max_neurons", 0), ("min_hidden_neurons", -1), ("prune_edge_threshold", -1.0), ("grad_eps", -1e-6),
+     ("prune_neuron_threshold", float("nan")), ("merge_similarity_threshold", float("inf")), ("slope", "2"),
+     ("autocorrelation", -1), ("grow_grad_threshold", None)],
+)  # fmt: skip
 def test_settings_out_of_range_are_refused(setting, value):
     with pytest.raises(ValueError, match=setting):
         dataclasses.replace(CONFIG, **{setting: value})

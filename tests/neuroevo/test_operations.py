@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from tensor_optix.neuroevo import (
+    BrainNetwork,
     GRUNeuron,
     LSTMNeuron,
     NeuronGraph,
@@ -21,6 +22,7 @@ from tensor_optix.neuroevo import (
     prune_neuron,
     split_neuron,
 )
+from tensor_optix.neuroevo.graph import edits
 from tests.neuroevo.faces import face_of
 from tests.neuroevo.graphs import MODES, observations, random_oracle
 from tests.neuroevo.oracle import Impossible
@@ -348,3 +350,67 @@ def test_any_edits_are_the_oracles(capacity, seed):
             np.testing.assert_allclose(graph.forward(x), out, rtol=2e-4, atol=2e-5)
             seen = [graph.values[graph.slot_of(names[n])] for n in values]
             np.testing.assert_allclose(seen, list(values.values()), rtol=2e-4, atol=2e-5)
+
+
+def alike(mode, law="any"):
+    """x -> a, x -> r -> b: both are x, by other ways; both lead to y, b after a delay, too."""
+    graph = NeuronGraph(mode)
+    graph.make_room(delays=8, levels=4, gated=True)
+    graph.add_neuron("input", neuron_id="x")
+    for name in ("b", "r", "a"):
+        graph.add_neuron("hidden", "linear", name, cell_type=law)
+    graph.add_neuron("output", "tanh", "y")
+    graph.get_neuron("a").bias.data = 0.3
+    graph.get_neuron("r").bias.data = 0.3
+    for src, dst, weight, delay in (
+        ("x", "a", 1.0, 0), ("x", "r", 1.0, 0), ("r", "b", 1.0, 0), ("a", "y", 0.5, 0), ("b", "y", 0.25, 0),
+        ("b", "y", 0.4, 2), ("r", "y", 0.1, 1),
+    ):  # fmt: skip
+        graph.add_edge(src, dst, weight, delay)
+    return graph
+
+
+@DALE
+@pytest.mark.parametrize(("stays", "goes"), [("a", "b"), ("b", "a"), ("r", "b"), ("r", "a")])
+def test_of_two_that_agree_one_is_enough_whatever_they_are_made_of(mode, stays, goes):
+    law = "excitatory" if mode == "softplus" else "any"
+    graph = alike(mode, law)
+    preserved(graph, lambda g: merge_neurons(g, stays, goes, inherit=False))
+    assert goes not in graph.all_neuron_ids()
+    assert graph.get_neuron(stays).bias.data == pytest.approx(0.0 if stays == "b" else 0.3)
+
+
+def test_what_would_close_a_circle_does_not_merge():
+    graph = alike("clamp")
+    with pytest.raises(ValueError, match="would close a circle without delay: 'r' -> 'b' joins them"):
+        merge_neurons(graph, "b", "r", inherit=False)
+    with pytest.raises(ValueError, match="would close a circle without delay: 'r' -> 'b' joins them"):
+        merge_neurons(graph, "r", "b")
+
+
+def test_a_refused_edit_leaves_the_graph_as_it_was():
+    """Neither its inputs nor its room change."""
+    graph = alike("clamp")
+    before, out = graph.capacity, run(graph, OBS[:3])
+    graph.reset_state()
+    with pytest.raises(ValueError, match="'a' is or was the id"):
+        add_input_neuron(graph, neuron_id="a")
+    with pytest.raises(TypeError):
+        add_input_neuron(graph, neuron_id=["a"])
+    with pytest.raises(ValueError, match="cannot be done"):
+        graph.edit(edits.merge, graph.slot_of("r"), graph.slot_of("b"))
+    assert graph.capacity == before
+    np.testing.assert_array_equal(run(graph, OBS[:3]), out)
+
+
+@pytest.mark.parametrize("inherit", [True, False])
+def test_edges_between_regions_follow_a_merge(inherit):
+    brain = BrainNetwork()
+    for name in ("one", "two"):
+        brain.add_region(name, alike("clamp"))
+    brain.add_inter_region_edge("one", "y", "two", "b", 0.5, 1)
+    brain.add_inter_region_edge("one", "a", "two", "a", 0.25, 1)
+    merge_neurons(brain.regions["two"], "a", "b", inherit=inherit)
+    merge_neurons(brain.regions["one"], "a", "b", inherit=inherit)
+    ends = {(edge.src_neuron, edge.dst_neuron) for edge in brain.all_inter_region_edges()}
+    assert ends == ({("y", "a"), ("a", "a")} if inherit else {("a", "a")})

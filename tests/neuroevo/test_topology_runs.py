@@ -210,7 +210,7 @@ def roomy(graph):
     return graph
 
 
-STILL = {"grow_grad_threshold": 1.1, "prune_edge_threshold": 1e-3}
+STILL = {"grow_grad_threshold": 1.0, "prune_edge_threshold": 1e-3}
 EDITS = {
     "insert_edge": ({"grow_op": "insert_edge"}, {}),
     "split_neuron": ({"grow_op": "split_neuron"}, {"quiet": ["n3"]}),

@@ -16,7 +16,17 @@ import jax.numpy as jnp
 from flax import struct
 
 from tensor_optix.neuroevo.graph import dale
-from tensor_optix.neuroevo.graph.arrays import N_GATES, Activation, Graph, Kind, Memory, Role, Topology, Weights
+from tensor_optix.neuroevo.graph.arrays import (
+    N_GATES,
+    Activation,
+    CellType,
+    Graph,
+    Kind,
+    Memory,
+    Role,
+    Topology,
+    Weights,
+)
 from tensor_optix.neuroevo.graph.levels import fits
 
 SIGNIFICANT = 1e-9  # of a product of weights that `prune_neuron` hands on
@@ -35,8 +45,8 @@ class Edited(struct.PyTreeNode):
 def insert(graph: Graph, delay: jax.Array, dst: jax.Array, src: jax.Array) -> Edited:
     """A relay on an edge: src -> new with delay // 2 and weight 1, new -> dst with the rest and the edge's weight.
 
-    The function is preserved. From an inhibitory neuron both weights change their sign, so that Dale's law holds. The
-    relay is linear, of any type, without bias.
+    The function is preserved. The relay is linear, without bias; in a graph where some neuron has a type it is
+    excitatory, for Dale's law: a negative sign stands before it.
 
     Args:
         graph: its capacity must allow linear neurons (ValueError).
@@ -47,13 +57,16 @@ def insert(graph: Graph, delay: jax.Array, dst: jax.Array, src: jax.Array) -> Ed
     topology, matrix = graph.topology, dale.effective(graph)
     (delay, dst, src), there = _edge(graph, delay, dst, src)
     new, free = _free_slot(graph)
-    sign = jnp.where(topology.cell_type[src] < 0, jnp.float32(-1.0), jnp.float32(1.0))
     first, weight = delay // 2, matrix[delay, dst, src]
+    typed, of_source = jnp.any(topology.cell_type != 0), topology.cell_type[src]
+    negative = (of_source < 0) | ((of_source == 0) & (weight < 0) & typed)
+    sign = jnp.where(negative, jnp.float32(-1.0), jnp.float32(1.0))
     matrix = matrix.at[delay, dst, src].set(0).at[first, new, src].set(sign)
     matrix = matrix.at[delay - first, dst, new].set(weight * sign)
     edges = topology.edges.at[delay, dst, src].set(False).at[first, new, src].set(True)
     edges = edges.at[delay - first, dst, new].set(True)
-    after = _with_neuron(graph, new, edges, Kind.POINT, Activation.LINEAR)
+    excitatory = jnp.where(typed, int(CellType.EXCITATORY), int(CellType.ANY)).astype(jnp.int8)
+    after = _with_neuron(graph, new, edges, Kind.POINT, Activation.LINEAR, excitatory)
     after = _weighted(graph, after, matrix)
     ok = there & topology.edges[delay, dst, src] & free & fits(after)
     same = _same_past(graph)
@@ -173,11 +186,14 @@ def prune_neuron(graph: Graph, neuron: jax.Array, redistribute: bool = True) -> 
     return _settled(graph, after, ok, same[0], same[1], same[2].at[neuron].set(0))
 
 
-def merge(graph: Graph, a: jax.Array, b: jax.Array) -> Edited:
-    """Two hidden neurons become one, `a`: its inputs, those of `b` that it lacks, the sum of the outgoing weights.
+def merge(graph: Graph, a: jax.Array, b: jax.Array, inherit: bool = True) -> Edited:
+    """Two hidden neurons become one, `a`, with the sum of the outgoing weights.
 
-    The bias is the mean. For two that do the same the function is preserved. Refused unless kind, activation and cell
-    type agree, and where one leads to the other without delay.
+    With `inherit` it has its inputs and those of `b` that it lacks, and the mean of both biases: the function is
+    preserved for two that do the same and have the same inputs. Without, it stays as it is: the function is preserved
+    for two whose values agree, whatever they are made of.
+
+    Refused unless kind, activation and cell type agree, and where it would close a circle without delay.
     """
     topology = graph.topology
     (a, there), (b, also) = _slot(graph, a), _slot(graph, b)
@@ -185,17 +201,23 @@ def merge(graph: Graph, a: jax.Array, b: jax.Array) -> Edited:
     for field in (topology.role, topology.kind, topology.activation, topology.cell_type):
         alike = alike & (field[a] == field[b])
     matrix, edges = dale.effective(graph), topology.edges
+    bias = graph.weights.bias
     matrix = matrix.at[:, :, a].add(matrix[:, :, b])
     edges = edges.at[:, :, a].set(edges[:, :, a] | edges[:, :, b])
-    matrix = matrix.at[:, a].set(jnp.where(edges[:, a], matrix[:, a], matrix[:, b]))
-    edges = edges.at[:, a].set(edges[:, a] | edges[:, b])
+    if inherit:
+        matrix = matrix.at[:, a].set(jnp.where(edges[:, a], matrix[:, a], matrix[:, b]))
+        edges = edges.at[:, a].set(edges[:, a] | edges[:, b])
+        bias = bias.at[a].set((bias[a] + bias[b]) / 2)
     after = _weighted(graph, graph.replace(topology=topology.replace(edges=edges)), matrix)
-    bias = after.weights.bias
-    after = after.replace(weights=after.weights.replace(bias=bias.at[a].set((bias[a] + bias[b]) / 2)))
-    after = _without(after, b)
-    ok = alike & (topology.role[a] == int(Role.HIDDEN)) & fits(after)  # one that leads to the other makes a circle
+    after = _without(after.replace(weights=after.weights.replace(bias=bias)), b)
+    ok = alike & (topology.role[a] == int(Role.HIDDEN)) & fits(after)
     same = _same_past(graph)
     return _settled(graph, after, ok, same[0], same[1], same[2].at[b].set(0))
+
+
+def absorb(graph: Graph, a: jax.Array, b: jax.Array) -> Edited:
+    """`merge` without inheriting."""
+    return merge(graph, a, b, inherit=False)
 
 
 def unchanged(graph: Graph) -> Edited:
@@ -277,15 +299,17 @@ def _free_slot(graph: Graph) -> tuple[jax.Array, jax.Array]:
     return start + jnp.argmax(absent).astype(jnp.int32), absent.any()
 
 
-def _with_neuron(graph: Graph, slot: jax.Array, edges: jax.Array, kind: Kind, activation: Activation) -> Graph:
-    """A hidden neuron of any type in `slot`, without bias."""
+def _with_neuron(
+    graph: Graph, slot: jax.Array, edges: jax.Array, kind: Kind, activation: Activation, cell_type: jax.Array
+) -> Graph:
+    """A hidden neuron in `slot`, without bias."""
     topology, weights = graph.topology, graph.weights
     return graph.replace(
         topology=Topology(
             role=topology.role.at[slot].set(int(Role.HIDDEN)),
             kind=topology.kind.at[slot].set(int(kind)),
             activation=topology.activation.at[slot].set(int(activation)),
-            cell_type=topology.cell_type.at[slot].set(0),
+            cell_type=topology.cell_type.at[slot].set(cell_type),
             edges=edges,
         ),
         weights=weights.replace(bias=weights.bias.at[slot].set(0), gates=weights.gates.at[slot].set(0)),

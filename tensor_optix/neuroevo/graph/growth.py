@@ -12,6 +12,8 @@ deviation 1 / sqrt(n), so that a test grows by chance with a probability of 2.3 
 
 from __future__ import annotations
 
+import math
+import numbers
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -19,11 +21,12 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 
 from tensor_optix.core.convergence import newest, push
 from tensor_optix.neuroevo.graph import dale, edits
-from tensor_optix.neuroevo.graph.arrays import Capacity, Graph, Memory, Role, Weights
+from tensor_optix.neuroevo.graph.arrays import Activation, Capacity, Graph, Kind, Memory, Role, Weights
 from tensor_optix.neuroevo.graph.levels import levels
 
 SCORES = 200  # newest scores that are remembered
@@ -37,6 +40,24 @@ GROW_EDITS: dict[str, Callable[..., edits.Edited]] = {
     "add_edge": edits.add_edge,
 }
 _EDGE = 0  # what growing draws random numbers for
+_WEAK = 30_000  # evaluations in a row that are counted, in int16
+_FOREVER = 2**31 - 1
+# Settings that count, and their ranges.
+_COUNTS = {
+    "min_score_buffer": (4, SCORES),
+    "grow_cooldown": (0, _FOREVER),
+    "maturation_window": (0, _FOREVER),
+    "prune_edge_patience": (1, _WEAK),
+    "min_prune_observations": (1, _FOREVER),
+    "merge_check_interval": (1, _FOREVER),
+    "min_hidden_neurons": (0, _FOREVER),
+    "max_neurons": (1, _FOREVER),
+}
+# Those that something is compared with: 0 lets everything pass, a large one nothing.
+_LEVELS = (
+    "slope", "autocorrelation", "grow_grad_threshold", "grad_eps", "prune_edge_threshold", "prune_neuron_threshold",
+    "merge_similarity_threshold",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -70,19 +91,16 @@ class GrowthConfig:
             raise ValueError(f"grow_op must be one of {', '.join(GROW_EDITS)}, got {self.grow_op!r}")
         if self.grow_trigger not in ("signals", "plateau"):
             raise ValueError(f"grow_trigger must be signals or plateau, got {self.grow_trigger!r}")
-        for name, least in (
-            ("min_score_buffer", 4),
-            ("grow_cooldown", 0),
-            ("maturation_window", 0),
-            ("prune_edge_patience", 1),
-            ("min_prune_observations", 1),
-            ("merge_check_interval", 1),
-            ("min_hidden_neurons", 0),
-        ):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
-        if self.min_score_buffer > SCORES:
-            raise ValueError(f"min_score_buffer must be at most {SCORES}, got {self.min_score_buffer}")
+        for name, (least, most) in _COUNTS.items():
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | np.integer) or not least <= value <= most:
+                raise ValueError(f"{name} must be a whole number from {least} to {most}, got {value!r}")
+        for name in _LEVELS:
+            value = getattr(self, name)
+            if isinstance(value, jax.Array):  # a threshold that moves is traced
+                continue
+            if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 <= float(value) < math.inf:
+                raise ValueError(f"{name} must be a number of at least 0, got {value!r}")
 
 
 class Growth(struct.PyTreeNode):
@@ -162,7 +180,7 @@ def step(config: GrowthConfig, graph: Graph, growth: Growth, memory: Memory, tol
     pruned = edits.unless(~due, graph, edits.prune_neuron(graph, slot, redistribute=False))
     graph, growth, memory, kept = _apply(graph, growth, memory, kept, pruned, 1)
     a, b, due = twins(config, graph, growth, told)
-    merged = edits.unless(~due, graph, edits.merge(graph, a, b))
+    merged = edits.unless(~due, graph, edits.absorb(graph, a, b))
     graph, growth, memory, kept = _apply(graph, growth, memory, kept, merged, 2)
     place, there = growing_place(config, graph, told, key, within=True)
     edited = edits.unless(~(grows & there), graph, GROW_EDITS[config.grow_op](graph, *place))
@@ -221,7 +239,7 @@ def remembered(config: GrowthConfig, graph: Graph, growth: Growth, told: Told) -
     matrix = jnp.abs(dale.effective(graph))
     importance = (matrix.sum(axis=(0, 1)) + matrix.sum(axis=(0, 2))) * told.activity.size
     weak = graph.topology.edges & (matrix < config.prune_edge_threshold)
-    streak = jnp.where(weak, jnp.minimum(growth.weak, 30_000) + 1, 0).astype(jnp.int16)
+    streak = jnp.where(weak, jnp.minimum(growth.weak, _WEAK) + 1, 0).astype(jnp.int16)
     return growth.replace(
         scores=jnp.where(valid, push(growth.scores, jnp.where(valid, told.score, 0.0)), growth.scores),
         n_scores=growth.n_scores + valid.astype(jnp.int32),
@@ -286,7 +304,8 @@ def concordance(activity: Activity) -> jax.Array:
 def twins(config: GrowthConfig, graph: Graph, growth: Growth, told: Told) -> tuple[jax.Array, jax.Array, jax.Array]:
     """The two mature hidden neurons of one kind whose values agree best, and whether they merge.
 
-    They do at every `merge_check_interval`th evaluation, if they agree well enough.
+    They do at every `merge_check_interval`th evaluation, if they agree well enough. The first stays: where one leads to
+    the other, that one, so that no circle closes.
     """
     topology = graph.topology
     hidden = topology.role == int(Role.HIDDEN)
@@ -298,6 +317,8 @@ def twins(config: GrowthConfig, graph: Graph, growth: Growth, told: Told) -> tup
     worth = jnp.where(alike, agreement, -jnp.inf)
     best = jnp.argmax(worth)
     a, b = (best // worth.shape[1]).astype(jnp.int32), (best % worth.shape[1]).astype(jnp.int32)
+    depth, _ = levels(topology.edges[0], graph.capacity.levels, graph.capacity.inputs)
+    a, b = jnp.where(depth[b] < depth[a], b, a), jnp.where(depth[b] < depth[a], a, b)
     due = growth.evaluations % config.merge_check_interval == 0
     due = due & (worth.reshape(-1)[best] > config.merge_similarity_threshold)
     return a, b, due & (hidden.sum() > config.min_hidden_neurons)
@@ -308,7 +329,8 @@ def growing_place(
 ) -> tuple[tuple[jax.Array, ...], jax.Array]:
     """Where to grow, as arguments of the edit that `grow_op` stands for, and whether there is such a place.
 
-    insert_edge: the heaviest edge; with `within`, of those where a neuron fits into the capacity's levels.
+    insert_edge: the heaviest edge, unless there is another than those at relays, which a relay more does nothing for;
+    with `within`, of those where a neuron fits into the capacity's levels.
     split_neuron: the most active hidden neuron. add_edge: a random place for a delayed edge (ValueError at a capacity
     without delays).
     """
@@ -318,6 +340,9 @@ def growing_place(
         return (jnp.argmax(jnp.where(hidden, told.activity.size, -1.0)).astype(jnp.int32),), hidden.any()
     if config.grow_op == "insert_edge":
         possible = topology.edges & insertable(graph) if within else topology.edges
+        plain = relays(graph)
+        elsewhere = possible & ~(plain[None, :, None] | plain[None, None, :])
+        possible = jnp.where(elsewhere.any(), elsewhere, possible)
         heaviest = jnp.argmax(jnp.where(possible, jnp.abs(dale.effective(graph)), -1.0))
         place = jnp.unravel_index(heaviest, topology.edges.shape)
         return tuple(index.astype(jnp.int32) for index in place), possible.any()
@@ -328,6 +353,14 @@ def growing_place(
     drawn = jnp.where(free, jax.random.uniform(jax.random.fold_in(key, _EDGE), free.shape), -1.0)
     delay, dst, src = (i.astype(jnp.int32) for i in jnp.unravel_index(jnp.argmax(drawn), free.shape))
     return (delay + 1, dst, src), free.any()
+
+
+def relays(graph: Graph) -> jax.Array:
+    """[N] bool: linear hidden neurons with one edge in and one out, as `edits.insert` makes them."""
+    topology = graph.topology
+    linear = (topology.kind == int(Kind.POINT)) & (topology.activation == int(Activation.LINEAR))
+    inward, outward = (topology.edges.sum(axis=axes, dtype=jnp.int32) for axes in ((0, 2), (0, 1)))
+    return (topology.role == int(Role.HIDDEN)) & linear & (inward == 1) & (outward == 1)
 
 
 def insertable(graph: Graph) -> jax.Array:
