@@ -74,7 +74,7 @@ _PUBLIC = {
     # environments and devices
     "make_env": "tensor_optix.envs:make",
     "start_runtime": "tensor_optix.loop.runtime:start",
-    "check_environment": "tensor_optix.envs.checker",
+    "check_environment": "tensor_optix.checking",
     # contracts and data
     "BaseAgent": "tensor_optix.core.base_agent",
     "BaseEvaluator": "tensor_optix.core.base_evaluator",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -27,6 +28,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     from tensor_optix.config import ConfigError
     from tensor_optix.loop.durable import RunDirError
 
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # for environments as module:Class; last, so that it shadows nothing
     parser = _parser()
     args, rest = parser.parse_known_args(argv)
     # argparse ends a list of settings at the first option; settings may stand behind options too.
@@ -84,7 +87,7 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
 def _add_train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("what", metavar="ENV|CONFIG.yaml", help="an environment's id, module:Class, or a YAML file")
     parser.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="settings, such as hyperparams.learning_rate=3e-4"
+        "overrides", nargs="*", default=[], metavar="key=value", help="settings, such as hyperparams.learning_rate=3e-4"
     )
     parser.add_argument("-a", "--algorithm", help="its name (default: ppo), or an agent's class such as TorchPPOAgent")
     parser.add_argument(
@@ -139,7 +142,7 @@ def _add_plot(parser: argparse.ArgumentParser) -> None:
 
 def _add_validate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", metavar="CONFIG.yaml")
-    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    parser.add_argument("overrides", nargs="*", default=[], metavar="key=value")
     parser.set_defaults(run=_validate)
 
 
@@ -200,17 +203,17 @@ def _resume(args: argparse.Namespace) -> int:
 def _present(result: TrainResult, args: argparse.Namespace) -> int:
     from tensor_optix.core.types import StopReason
 
-    if args.plot:
-        result.plot(args.plot)
     if not args.quiet:
         print(result.report())
+    if args.plot:
+        result.plot(args.plot)
     if args.json:
         print(json.dumps(result.to_json(), allow_nan=False))
     interrupted = any(member.stop_reason == StopReason.INTERRUPTED for member in result.members)
     return INTERRUPTED if interrupted else OK
 
 
-def _check_plot(path: str | None) -> None:
+def _check_plot(path: str | None, option: str = "--plot") -> None:
     """Say before the training, not after it, that there will be no figure."""
     import importlib.util
 
@@ -219,9 +222,11 @@ def _check_plot(path: str | None) -> None:
     if path is None:
         return
     if Path(path).suffix.lower() not in _FIGURES:
-        raise ConfigError(f"--plot {path}: the file must end in one of {', '.join(_FIGURES)}")
+        raise ConfigError(f"{option} {path}: the file must end in one of {', '.join(_FIGURES)}")
+    if not Path(path).parent.is_dir():
+        raise ConfigError(f"{option} {path}: there is no directory {Path(path).parent}; make it first")
     if importlib.util.find_spec("matplotlib") is None:
-        raise ConfigError('--plot needs matplotlib: pip install "tensor-optix[plot]"')
+        raise ConfigError('drawing needs matplotlib: pip install "tensor-optix[plot]"')
 
 
 def _evaluate(args: argparse.Namespace) -> int:
@@ -246,6 +251,7 @@ def _plot(args: argparse.Namespace) -> int:
 
     if is_host_run(args.run_dir):
         raise ConfigError(f"plot draws runs of the compiled driver; what happened is in {args.run_dir}/events.jsonl")
+    _check_plot(args.output, "-o")
     result = TrainResult.from_payload(*RunDir.read(args.run_dir).load_result())
     output = Path(args.output or Path(args.run_dir) / "curves.png")
     result.plot(output)

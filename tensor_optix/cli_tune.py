@@ -80,12 +80,12 @@ def run(args: argparse.Namespace) -> int:
         run_dir=None if args.no_run_dir else args.run_dir or _fresh(args),
         callbacks=[] if args.quiet else [_Lines(args.trials)],
     )
-    if args.plot:
-        result.plot(args.plot)
     if not args.quiet:
         print(result.report())
         if result.best.run_dir is not None:
             print(f"kept in {Path(result.best.run_dir).parent}")
+    if args.plot:
+        result.plot(args.plot)
     if args.json:
         print(json.dumps(result.to_json(), allow_nan=False))
     return cli.INTERRUPTED if result.interrupted else cli.OK

@@ -7,6 +7,7 @@ which it is with `driver: compiled` or `driver: host`, or by what it asks for.
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -171,7 +172,10 @@ def _made(kind: type[_Config], values: Mapping[str, Any]) -> _Config:
     known = _names(kind)
     for key in values:
         if key not in known:
-            raise ConfigError(unknown("setting", str(key), known))
+            inside = ""
+            if kind is RunConfig and not difflib.get_close_matches(str(key), known, n=1, cutoff=0.75):
+                inside = f" (a hyperparameter would be hyperparams.{key}, a setting of the algorithm config.{key})"
+            raise ConfigError(unknown("setting", str(key), known) + inside)
     if "env" not in values:
         raise ConfigError('no environment given: set env, for example env: "CartPole-v1"')
     return kind(**values)

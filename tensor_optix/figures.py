@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from tensor_optix.results import MemberResult, TrainResult
 
 _GRID = 200  # points of the common env-steps grid
+_MEAN_OF = 8  # evaluations, for a tuned hyperparameter's line
 _COUNTS = ("neurons", "edges")  # what a graph that grows says of its size, among the losses
 _RESAMPLES = 300  # of the band; its edge is drawn one pixel or so wide
 _INK, _MUTED, _THIN, _ACCENT = "#22272e", "#6b7480", "#9aa7b8", "#1f5fa8"
@@ -120,7 +121,8 @@ def _varies(columns: Sequence[Mapping[str, np.ndarray]], name: str) -> bool:
 def common_grid(members: Sequence[MemberResult]) -> tuple[np.ndarray, np.ndarray]:
     """Env-steps grid [G] and each member's score on it [members, G], both float64.
 
-    Between two evaluations the score is interpolated; after a member stopped it holds the score of its kept policy.
+    Between two evaluations the score is interpolated; after a member stopped it holds that of its kept policy, on fresh
+    episodes where they were played.
     Members without a finite score are left out; the grid begins where all others have been evaluated once.
     """
     known = [(m, *_finite_scores(m.curve)) for m in members]
@@ -131,7 +133,7 @@ def common_grid(members: Sequence[MemberResult]) -> tuple[np.ndarray, np.ndarray
     rows = []
     for member, steps, scores in known:
         row = np.interp(grid, steps, scores)
-        rows.append(np.where(grid > member.env_steps, _held_score(member.curve, scores), row))
+        rows.append(np.where(grid > member.env_steps, _held_score(member, scores), row))
     return grid, np.stack(rows)
 
 
@@ -140,9 +142,14 @@ def _finite_scores(curve: Curve) -> tuple[np.ndarray, np.ndarray]:
     return curve.env_steps[finite].astype(np.float64), curve.score[finite].astype(np.float64)
 
 
-def _held_score(curve: Curve, finite_scores: np.ndarray) -> float:
-    """Score of the policy that a stopped member keeps: the one last saved, or its highest if none was."""
-    kept = curve.best_so_far()[-1]
+def _held_score(member: MemberResult, finite_scores: np.ndarray) -> float:
+    """Score of the policy that a stopped member keeps, of its fresh episodes.
+
+    Where none were played, of the evaluation at which it was saved, the luckiest of many; or the highest if none was.
+    """
+    if np.isfinite(member.score):
+        return float(member.score)
+    kept = member.curve.best_so_far()[-1]
     return float(kept) if np.isfinite(kept) else float(finite_scores.max())
 
 
@@ -180,17 +187,17 @@ def _draw_members(axis: Axes, members: Sequence[MemberResult], faintest: float) 
         steps, scores = _finite_scores(member.curve)
         if not steps.size:
             continue
-        held = _held_score(member.curve, scores)
+        held = _held_score(member, scores)
         axis.plot(steps, scores, color=colour, lw=width, alpha=alpha, zorder=1)
         if member.env_steps < end:
             axis.plot([member.env_steps, end], [held, held], alpha=max(alpha, 0.3), zorder=1, **held_style)
-            handles[""] = Line2D([], [], label="best policy, kept after the stop", **held_style)
+            handles[""] = Line2D([], [], label="kept policy, after the stop", **held_style)
         if member.stop_reason in _STOP_MARKERS:
             marker, fill, scale = _STOP_MARKERS[member.stop_reason]
             style: dict[str, Any] = {"marker": marker, "color": fill, "mec": "white", "mew": 0.6, "ls": "none"}
             axis.plot(member.env_steps, held, ms=scale * (6.5 if n <= 16 else 4.5), zorder=4, clip_on=False, **style)
             label = member.stop_reason.label
-            handles[label] = Line2D([], [], ms=6.5 * scale, label=f"best policy at the stop: {label}", **style)
+            handles[label] = Line2D([], [], ms=6.5 * scale, label=f"kept policy, fresh episodes: {label}", **style)
     return [handles[label] for label in sorted(handles)]
 
 
@@ -217,7 +224,8 @@ def _band(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def _draw_track(axis: Axes, result: TrainResult, kind: str, name: str) -> None:
     """One of `Curve.hyperparams` or `Curve.losses` (kind) over time.
 
-    Each member a thin step line, and their median; a stopped member's last value counts on.
+    Each member a thin step line, and their median; a stopped member's last value counts on. Of hyperparameters the
+    median is of running means: a tuner tries values on both sides of what it has found.
     """
     members = [m for m in result.members if name in getattr(m.curve, kind) and len(m.curve)]
     grid = np.linspace(0, max(member.env_steps for member in members), _GRID)
@@ -225,25 +233,36 @@ def _draw_track(axis: Axes, result: TrainResult, kind: str, name: str) -> None:
     tracks = []
     for member in members:
         steps, values = member.curve.env_steps, getattr(member.curve, kind)[name]
-        if len(members) == 1:
-            axis.step(steps, values, where="pre", color=_ACCENT, lw=1.4)
-        else:
-            axis.step(steps, values, where="pre", color=_THIN, lw=0.8, alpha=alpha)
+        axis.step(steps, values, where="pre", color=_THIN, lw=0.8, alpha=alpha)
+        if kind == "hyperparams":
+            values = _running_mean(values, name in result.log_hyperparams)
         tracks.append(values[np.minimum(np.searchsorted(steps, grid), len(steps) - 1)])
     if kind == "hyperparams":
         _draw_copies(axis, result, name)
-    if len(members) > 1:
-        axis.plot(grid, np.median(tracks, axis=0), color=_ACCENT, lw=1.6)
+    axis.plot(grid, np.median(tracks, axis=0), color=_ACCENT, lw=1.6)
     if name in result.log_hyperparams:
         axis.set_yscale("log")
         low, high = axis.get_ylim()
-        axis.yaxis.set_major_locator(LogLocator(subs=(1.0,) if high > 30 * low else (1.0, 2.0, 5.0)))
+        if high > 5 * low:
+            axis.yaxis.set_major_locator(LogLocator(subs=(1.0,) if high > 30 * low else (1.0, 2.0, 5.0)))
+        else:  # a logarithmic locator would have a tick for each digit
+            axis.yaxis.set_major_locator(MaxNLocator(3))
         axis.yaxis.set_minor_locator(NullLocator())
     else:
         axis.yaxis.set_major_locator(MaxNLocator(3))
     axis.yaxis.set_major_formatter(lambda value, _: _tick_label(value))
     axis.set_ylabel(name.replace("_", "\n", 1), fontsize=8.5)
     axis.grid(axis="y", color="#eef0f3", lw=0.8)
+
+
+def _running_mean(values: np.ndarray, log: bool) -> np.ndarray:
+    """Of the newest `_MEAN_OF` values [n], or as many as there are; geometric on a logarithmic scale."""
+    values = np.log(values) if log else values
+    sums = np.concatenate([[0.0], np.cumsum(values, dtype=np.float64)])
+    ends = np.arange(1, len(values) + 1)
+    starts = np.maximum(ends - _MEAN_OF, 0)
+    means = (sums[ends] - sums[starts]) / (ends - starts)
+    return np.exp(means) if log else means
 
 
 def _draw_copies(axis: Axes, result: TrainResult, name: str) -> None:

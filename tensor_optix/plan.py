@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from tensor_optix.core.search_space import SearchSpace, search_space
 from tensor_optix.envs.vector import VectorEnv
 from tensor_optix.evolution.population import RULES
 from tensor_optix.evolution.spawning import SpawnConfig
+from tensor_optix.host_config import AGENTS
 from tensor_optix.loop.compiled import Program
 from tensor_optix.loop.exchange import Exchanger
 from tensor_optix.loop.meeting import Meeting
@@ -55,7 +57,9 @@ def make_plan(run: RunConfig, env: Any = None, networks: Mapping[str, Any] | Non
     from tensor_optix import envs
 
     if run.algorithm not in registry.names():
-        raise ConfigError(unknown("algorithm", run.algorithm, registry.names()))
+        agents = difflib.get_close_matches(str(run.algorithm), AGENTS, n=1, cutoff=0.7)
+        host = f", and {agents[0]} for the host driver" if agents else ""
+        raise ConfigError(unknown("algorithm", str(run.algorithm), registry.names()) + host)
     try:
         vector = envs.make(run.env if env is None else env)
     except ValueError as error:

@@ -131,6 +131,13 @@ class TestAfterwards:
         assert main(["plot", str(folder / "run")]) == 0
         assert (folder / "run" / "curves.png").stat().st_size > 0
 
+    @pytest.mark.parametrize(
+        ("output", "said"), [("x.doc", "-o x.doc: the file must end in"), ("no/x.png", "directory no")]
+    )
+    def test_what_cannot_be_drawn_into(self, output, said, trained, folder, here, capfd):
+        assert said in refusal(capfd, "plot", folder / "run", "-o", output)
+        assert list(here.iterdir()) == []
+
     def test_resume_with_a_larger_budget(self, trained, folder, capfd):
         assert main(["resume", str(folder / "run"), "--steps", "1280", "--json", "--quiet"]) == 0
         facts = json.loads(capfd.readouterr().out)
@@ -160,6 +167,9 @@ class TestRefusals:
             (["CartPole-v1", "--steps", "0"], "total_steps must be a whole number of at least 1"),
             (["CartPole-v1", "--target", "nan"], "target_score must be a finite number"),
             (["CartPole-v1", "learning_rate"], "is not key=value"),
+            (["CartPole-v1", "learning_rate=1e-3"], "a hyperparameter would be hyperparams.learning_rate"),
+            (["CartPole-v1", "--plot", "no/such/run.png"], "there is no directory no/such; make it first"),
+            (["CartPole-v1", "--plot", "run.doc"], "the file must end in one of .png, .svg, .pdf"),
             (["CartPole-v1", "stop=maybe"], "stop must be true or false"),
             (["hyperparams.gamma=0.9"], "expected an environment or a YAML file"),
             (["missing.yaml"], "cannot read missing.yaml"),
@@ -205,6 +215,13 @@ class TestLooking:
         assert settings["hyperparams"]["learning_rate"] > 0
         assert None not in [settings[name] for name in ("total_steps", "eval_every", "eval_max_steps")]
         assert list(here.iterdir()) == []
+
+    def test_an_environment_beside_one(self, folder, here, capfd, monkeypatch):
+        """In a module of the current directory."""
+        (here / "beside_one.py").write_text("from tensor_optix.envs.memory import MaskedCartPole as Mine\n")
+        monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry not in ("", str(here))])
+        assert main(["validate", str(folder / "small.yaml"), "env=beside_one:Mine"]) == 0
+        assert json.loads(capfd.readouterr().out)["env"] == "beside_one:Mine"
 
     def test_doctor(self, capfd):
         code = main(["doctor", "--json"])

@@ -14,7 +14,7 @@ pytest.importorskip("matplotlib")
 
 from tensor_optix.core.types import LoopState, StopReason
 from tensor_optix.curves import Curve
-from tensor_optix.figures import _score_limits, _state_spans, _tick_label, common_grid, tuned_hyperparams
+from tensor_optix.figures import _running_mean, _score_limits, _state_spans, _tick_label, common_grid, tuned_hyperparams
 from tensor_optix.results import TrainResult
 
 
@@ -29,7 +29,17 @@ def test_the_grid_interpolates_and_stopped_members_hold_their_best() -> None:
     assert np.allclose(rows[0], np.interp(grid, long.curve.env_steps, long.curve.score))
     after = grid > short.env_steps
     assert after.any()
+    assert np.all(rows[1][after] == short.score)  # of fresh episodes
+    short.score = np.nan  # none were played
+    _, rows = common_grid(result.members)
     assert np.all(rows[1][after] == short.curve.score[:-1].max())
+
+
+def test_a_tuned_line_is_what_lies_between_the_probes() -> None:
+    tried = np.tile([2e-3, 5e-4], 20)
+    assert np.allclose(_running_mean(tried, log=True)[8:], 1e-3)
+    assert np.allclose(_running_mean(np.tile([3.0, 1.0], 20), log=False)[8::2], 2.0)
+    assert np.allclose(_running_mean(np.array([4.0, 2.0, 0.0]), log=False), [4.0, 3.0, 2.0])
 
 
 def test_non_finite_scores_are_passed_over() -> None:

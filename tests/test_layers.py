@@ -39,7 +39,7 @@ LAYERS = [
     {"adapters"},
     {"callbacks"},
     {"graph_agents"},
-    {"finished", "training", "factory"},
+    {"checking", "finished", "compiled_run", "training", "factory"},
     {"host_defaults", "optimizer", "orchestrator", "trials"},
     {"building"},
     {"cli", "cli_host", "cli_request", "cli_tune", "__main__"},

@@ -194,6 +194,30 @@ class TestRunDirectory:
         assert_same_bits(checkpoint(path), checkpoint(whole.path))
         assert (path / "events.jsonl").read_bytes() == (whole.path / "events.jsonl").read_bytes()
 
+    @pytest.mark.parametrize(
+        ("given", "said"),
+        [
+            (
+                {"tune": "learning_rate"},
+                "tune must be true, false or a list of hyperparameter names, got 'learning_rate'",
+            ),
+            (
+                {"variants": {"gamma": 0.9}},
+                "variants must be a list of mappings of hyperparameters, got {'gamma': 0.9}",
+            ),
+            ({"variants": [3]}, r"variants must be a list of mappings of hyperparameters, got \[3\]"),
+            ({"seeds": 2.0}, "seeds must be whole numbers from 0 to"),
+            ({"config": [8]}, r"config must be a mapping of names to values, got \[8\]"),
+            ({"hyperparams": 3e-4}, "hyperparams must be a mapping of names to values, got 0.0003"),
+            ({"algorithm": "a2c"}, "unknown algorithm 'a2c'; known: dqn"),
+            ({"algorithm": "TorchPPO"}, "unknown algorithm 'TorchPPO'.*and TorchPPOAgent for the host driver"),
+            ({"env": "LunarLander-v3"}, "'LunarLander-v3' is an environment of Gymnasium.*train on it with the host"),
+        ],
+    )
+    def test_what_cannot_be_run_is_one_sentence(self, given, said):
+        with pytest.raises(ConfigError, match=said):
+            train(**{"env": "CartPole-v1", "progress": False, **given})
+
     def test_bad_input_writes_nothing(self, tmp_path):
         with pytest.raises(ConfigError, match="did you mean 'learning_rate'"):
             run_of(run_dir=tmp_path / "run", hyperparams={"learning_rat": 1e-3})
@@ -255,6 +279,21 @@ class TestResume:
         assert heard.hooks == ["start", "stop"]
         np.testing.assert_array_equal(again.scores, whole.result.scores)
         assert_same_curves(again, whole.result)
+        assert "every member had stopped already (budget), so nothing was trained" in str(again)
+        assert (again.compile_s, again.run_s, again.wall_s) == (
+            whole.result.compile_s, whole.result.run_s, whole.result.wall_s
+        )  # fmt: skip
+        manifest = RunDir.read(path).manifest
+        assert manifest == RunDir.read(whole.path).manifest
+
+    def test_a_result_that_was_never_written_is_made(self, whole, tmp_path):
+        path = shutil.copytree(whole.path, tmp_path / "copy")
+        (path / "result.json").unlink()
+        again = resume(path, progress=False)
+        np.testing.assert_array_equal(again.scores, whole.result.scores)
+        assert again.notes == []
+        assert (path / "result.json").is_file()
+        assert again.wall_s > whole.result.wall_s  # of both processes
 
 
 class TestTroubleOnTheWay:
@@ -272,7 +311,7 @@ class TestTroubleOnTheWay:
     def test_a_failing_save_is_noted_once_and_the_run_goes_on(self, whole, tmp_path, monkeypatch, short_chunks, caplog):
         path, tries = tmp_path / "run", []
 
-        def full(self, step, state, meta=None):
+        def full(self, step, state, meta=None, files=None):
             tries.append(step)
             raise RunDirError("the disk is full")
 
@@ -324,6 +363,16 @@ class Guess:
     def observe(self, state):
         sign = 2.0 * state["sign"] - 1.0
         return jnp.stack([sign, -sign]).astype(jnp.float32)
+
+
+def test_what_a_step_of_ones_own_lacks_names_the_checker():
+    class Short(Guess):
+        def step_env(self, key, state, action, params):
+            return super().step_env(key, state, action, params)[:4]
+
+    with pytest.raises(ValueError, match="not enough values") as raised:
+        train(Short(), total_steps=64, config=SMALL, progress=False)
+    assert any("check_environment(env)" in note for note in raised.value.__notes__)
 
 
 @pytest.mark.slow

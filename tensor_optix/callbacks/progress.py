@@ -331,7 +331,7 @@ class ProgressDisplay:
         if known.size:
             shape = number_format(known)
             low, middle, high = (format(value, shape) for value in np.quantile(known, [0.0, 0.5, 1.0]))
-            parts.append(f"best score {middle}" + (f" [{low} to {high}]" if len(self._seeds) > 1 else ""))
+            parts.append(f"best evaluation {middle}" + (f" [{low} to {high}]" if len(self._seeds) > 1 else ""))
         counts = self._counts()
         return "; ".join([*parts, *([counts] if counts else []), ", ".join(self._speed().split("   "))])
 

@@ -54,7 +54,8 @@ _STOP_SENTENCES = {
     StopReason.CONVERGED: "no further improvement is to be expected: the score stopped rising",
     StopReason.TARGET: "the target score was held",
     StopReason.BUDGET: "the budget of environment steps was used up while the score may still rise",
-    StopReason.NON_FINITE: "NaN or infinity came back after every roll-back",
+    StopReason.NON_FINITE: "NaN or infinity came back after every roll-back; check_environment says whether the "
+    "environment makes it",
     StopReason.INTERRUPTED: "interrupted; the run can be resumed",
     StopReason.EXHAUSTED: "the source of experience ended",
     StopReason.SPAWN_BUDGET: "the budget of spawned variants was used up",

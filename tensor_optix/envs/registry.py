@@ -71,6 +71,11 @@ def _instantiate(env: Any, env_kwargs: dict[str, Any]) -> tuple[Any, str, Hashab
 def _make_id(env_id: str, env_kwargs: dict[str, Any]) -> Any:
     known = list_environments()
     if env_id not in known:
+        if _in_gymnasium(env_id):
+            raise ValueError(
+                f"{env_id!r} is an environment of Gymnasium, and what is compiled needs one of pure functions: train "
+                f"on it with the host driver, Optimizer(make_agent({env_id!r}), {env_id!r})"
+            )
         near = difflib.get_close_matches(env_id, known, n=3, cutoff=0.5)
         hint = f"did you mean {' or '.join(near)}? " if near else ""
         raise ValueError(
@@ -87,6 +92,14 @@ def _make_id(env_id: str, env_kwargs: dict[str, Any]) -> Any:
         ) from error
 
 
+def _in_gymnasium(env_id: str) -> bool:
+    try:
+        import gymnasium
+    except ImportError:
+        return False
+    return env_id in gymnasium.registry
+
+
 def _load(path: str) -> Any:
     module_name, _, attribute = path.partition(":")
     try:
@@ -94,12 +107,19 @@ def _load(path: str) -> Any:
         for part in attribute.split("."):
             found = getattr(found, part)
     except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"cannot load environment {path!r}: {error}; expected package.module:ClassName") from error
+        raise ValueError(
+            f"cannot load environment {path!r}: {error}; expected package.module:ClassName of a module that Python finds"
+        ) from error
     return found
 
 
 def _require_contract(env: Any, name: str) -> None:
     missing = missing_methods(env)
+    if any(kind.__module__.partition(".")[0] == "gymnasium" for kind in type(env).__mro__):
+        raise ValueError(
+            f"{name} is an environment of Gymnasium, and what is compiled needs one of pure functions: train on it "
+            "with the host driver, Optimizer(make_agent(env), make_env)"
+        )
     if missing:
         raise ValueError(
             f"{name} is no environment: it lacks {', '.join(missing)}; tensor_optix.envs.contract says what is needed "

@@ -157,7 +157,7 @@ def test_plain_lines_come_about_every_ten_seconds(monkeypatch: pytest.MonkeyPatc
     lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
     assert len(lines) == 2 + 3 + 1
     assert lines[-1] == (
-        "CartPole-v1 ppo: training; best score 60.00 [60.00 to 60.00]; 2 active; "
+        "CartPole-v1 ppo: training; best evaluation 60.00 [60.00 to 60.00]; 2 active; "
         "122k steps, 500 steps/s, elapsed 30 s, until it converges"
     )
     assert not any("\x1b" in line for line in lines)

@@ -91,6 +91,16 @@ def test_not_an_environment():
         envs.make(envs.make(DelayedReward), size=3)
 
 
+def test_environments_of_gymnasium_are_named_as_such():
+    gymnasium = pytest.importorskip("gymnasium")
+    with pytest.raises(
+        ValueError, match=r"of Gymnasium.*Optimizer\(make_agent\('LunarLander-v3'\), 'LunarLander-v3'\)"
+    ):
+        envs.make("LunarLander-v3")
+    with pytest.raises(ValueError, match=r"is an environment of Gymnasium.*Optimizer\(make_agent\(env\), make_env\)"):
+        envs.make(gymnasium.make("CartPole-v1"))
+
+
 def test_constructor_arguments_reach_gymnax():
     assert envs.make("DeepSea-bsuite", size=5).obs_shape == (25,)
     assert envs.make("DeepSea-bsuite", size=5) != envs.make("DeepSea-bsuite")

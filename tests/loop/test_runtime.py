@@ -58,6 +58,32 @@ print(json.dumps([xla_bridge.backends_are_initialized(), jax.config.jax_num_cpu_
     assert run(code) == [False, -1, None, False]
 
 
+def test_checking_an_environment_prepares_the_backend():
+    """README's first steps: what is checked computes."""
+    check = """
+import jax
+import jax.numpy as jnp
+from tensor_optix import check_environment
+from tensor_optix.envs.spaces import Box, Discrete
+
+class Walk:
+    default_params = None
+    observation_space = lambda self, params: Box(-9.0, 9.0, (1,))
+    action_space = lambda self, params: Discrete(2)
+    reset_env = lambda self, key, params: (jnp.zeros(1), jnp.zeros(1))
+    is_truncated = lambda self, state, params: jnp.abs(state[0]) > 3.0
+
+    def step_env(self, key, state, action, params):
+        state = state + jnp.where(action == 1, 1.0, -1.0)
+        return state, state, state[0], jnp.bool_(False), {}
+
+check_environment(Walk())
+"""
+    seen = started(before=check)
+    assert seen["said"] == []
+    assert not seen["may_deadlock"]
+
+
 def test_by_itself_it_uses_every_core_and_a_large_pool():
     seen = started()
     assert (seen["devices"], seen["n_devices"], seen["n_cores"]) == (CORES, CORES, CORES)
