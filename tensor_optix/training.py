@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -95,15 +95,15 @@ def train(
     run = RunConfig(
         env=env if isinstance(env, str) else _name(env),
         algorithm=algorithm,
-        seeds=list(seeds) if _is_list(seeds) else seeds,
+        seeds=_listed(seeds),
         total_steps=total_steps,
         target_score=target_score,
-        tune=list(tune) if _is_list(tune) else tune,
+        tune=_listed(tune),
         tuner=tuner,
         stop=stop,
         config=_copied(config),
         hyperparams=_copied(hyperparams),
-        variants=[_copied(variant) for variant in variants] if _is_list(variants) else variants,
+        variants=_listed(variants, _copied),
         population=population,
         exchange=_copied(exchange),
         max_spawns=max_spawns,
@@ -198,8 +198,11 @@ def _copied(given: Any) -> Any:
     return dict(given or {}) if given is None or isinstance(given, Mapping) else given
 
 
-def _is_list(given: Any) -> bool:
-    return isinstance(given, Iterable) and not isinstance(given, str | Mapping)
+def _listed(given: Any, each: Callable[[Any], Any] = lambda x: x) -> Any:
+    """What comes one after the other as a list; anything else is left for `RunConfig` to refuse."""
+    if not isinstance(given, Iterable) or isinstance(given, str | Mapping):
+        return given
+    return [each(x) for x in given]
 
 
 def _name(env: Any) -> str:
