@@ -16,7 +16,7 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> str:
     """One sentence: "unknown setting 'lr'; did you mean 'learning_rate'? known: ..."."""
     names = sorted(known)
     by_lower = {one.lower(): one for one in names}
-    close = [by_lower[one] for one in difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=0.7)]
+    close = [by_lower[one] for one in difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=0.6)]
     hint = f"did you mean {close[0]!r}? " if close else ""
     return f"unknown {kind} {name!r}; {hint}known: {', '.join(names)}"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -82,7 +83,8 @@ def make_agent(
 
     Raises:
         ValueError: an unknown algorithm or framework, or an algorithm that does not fit the environment's actions; the
-            message names what does.
+            message names what does. An option of the graph without neuroevo=True.
+        TypeError: an option of the graph is no number.
         NotImplementedError: spaces that no agent takes, an algorithm that the framework has no agent for yet.
         ImportError: the framework is missing; the message has the command.
     """
@@ -93,43 +95,62 @@ def make_agent(
     if env is None:
         raise TypeError(f"make_agent({name!r}) has no environment to fit: make_agent({name!r}, env)")
     algorithm, framework = _named(name, framework)
+    options = {
+        "graph_in": graph_in, "graph_hidden": graph_hidden, "graph_out": graph_out, "hebbian_lr": hebbian_lr,
+        "hebbian_decay": hebbian_decay, "grow_cooldown": grow_cooldown,
+    }  # fmt: skip
+    if not neuroevo:
+        _check_no_graph(options)
     spaces, what = _spaces_of(env)
     if neuroevo:
-        from tensor_optix.graph_agents import graph_agent
-
         if deterministic or hidden_sizes is not None:
             raise ValueError(
                 "neuroevo=True has no deterministic policy and no hidden_sizes: leave them out, graph_hidden says how "
                 "many neurons to start with"
             )
-        if framework != "jax" or len(spaces.obs_shape) != 1:
-            raise UnsupportedSpaceError(
-                f"neuroevo=True makes an agent in JAX for observations that are vectors, got framework {framework!r} "
-                f"and observations {list(spaces.obs_shape)}"
-            )
-        grown = graph_agent(
-            spaces.obs_shape[0],
-            spaces.n_actions or len(spaces.low),
-            not spaces.n_actions,
-            hyperparams.params if isinstance(hyperparams, HyperparamSet) else hyperparams or {},
-            graph_in=graph_in,
-            graph_hidden=graph_hidden,
-            graph_out=graph_out,
-            hebbian_lr=hebbian_lr,
-            hebbian_decay=hebbian_decay,
-            grow_cooldown=grow_cooldown,
-            device=device,
-            seed=seed,
-        )
-        if not spaces.n_actions:
-            grown.set_action_bounds(spaces.low, spaces.high)
-        return grown
+        return _graph_agent(framework, spaces, hyperparams, device, seed, options)
     fitting = fitting_agents(framework, spaces.actions)
     algorithm = algorithm or _by_actions(spaces.actions, deterministic)
     _check_fit(algorithm, framework, spaces.actions, what, deterministic)
     params = hyperparams.params if isinstance(hyperparams, HyperparamSet) else dict(hyperparams or {})
     widths = tuple(hidden_sizes if hidden_sizes is not None else HIDDEN_SIZES.get(algorithm, (64, 64)))
     return built_agent(fitting[algorithm], spaces, params, widths, seed, device, what)
+
+
+def _check_no_graph(options: Mapping[str, Any]) -> None:
+    """ValueError unless the options of the graph are left out, or as if they were."""
+    defaults = inspect.signature(make_agent).parameters
+    given = [f"{name}={value!r}" for name, value in options.items() if value != defaults[name].default]
+    if given:
+        raise ValueError(
+            f"without neuroevo=True there is no graph, got {', '.join(given)}: expected neuroevo=True with it, or "
+            "neither"
+        )
+
+
+def _graph_agent(
+    framework: str,
+    spaces: Spaces,
+    hyperparams: Mapping[str, Any] | HyperparamSet | None,
+    device: str,
+    seed: int,
+    options: Mapping[str, Any],
+) -> BaseAgent:
+    """That of `graph_agents`, if it takes such spaces."""
+    from tensor_optix.graph_agents import graph_agent
+
+    if framework != "jax" or len(spaces.obs_shape) != 1:
+        raise UnsupportedSpaceError(
+            f"neuroevo=True makes an agent in JAX for observations that are vectors, got framework {framework!r} "
+            f"and observations {list(spaces.obs_shape)}"
+        )
+    width = spaces.n_actions or len(spaces.low)
+    agent = graph_agent(
+        spaces.obs_shape[0], width, not spaces.n_actions, hyperparams, device=device, seed=seed, **options
+    )
+    if not spaces.n_actions:
+        agent.set_action_bounds(spaces.low, spaces.high)
+    return agent
 
 
 def built_agent(

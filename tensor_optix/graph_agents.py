@@ -22,7 +22,7 @@ def graph_agent(
     obs_dim: int,
     n_actions: int,
     continuous: bool,
-    hyperparams: Mapping[str, Any],
+    hyperparams: HyperparamSet | Mapping[str, Any] | None,
     *,
     graph_in: int | None,
     graph_hidden: int,
@@ -35,8 +35,11 @@ def graph_agent(
 ) -> GraphAgent:
     """A `GraphAgent`; its `callbacks`, a `HebbianHook` and a `TopologyController`, are the loop's to call.
 
-    For the arguments see `make_agent`. ValueError for sizes that do not fit.
+    For the arguments see `make_agent`. ValueError for sizes that do not fit, TypeError for what is no number.
     """
+    sizes = {"graph_in": graph_in, "graph_hidden": graph_hidden, "graph_out": graph_out, "grow_cooldown": grow_cooldown}
+    for name, value in {**sizes, "hebbian_lr": hebbian_lr, "hebbian_decay": hebbian_decay}.items():
+        _check_number(name, value, whole=name in sizes, optional=name in ("graph_in", "graph_out"))
     if graph_out not in (None, n_actions + 1):
         raise ValueError(
             f"graph_out must be {n_actions + 1}, one for each of {n_actions} actions and the value's, got {graph_out}: "
@@ -50,14 +53,22 @@ def graph_agent(
         )
     graph = _graph(obs_dim, width, graph_hidden, n_actions, seed)
     agent = GraphAgent(
-        graph, obs_dim, n_actions, continuous, HyperparamSet(dict(hyperparams)), device, seed=seed,
-        normalize_observations=True,
+        graph, obs_dim, n_actions, continuous, hyperparams, device, seed=seed, normalize_observations=True
     )  # fmt: skip
     agent.callbacks = [
         HebbianHook(graph, hebbian_lr=hebbian_lr, weight_decay=hebbian_decay),
         TopologyController(graph, grow_cooldown=grow_cooldown, seed=seed),
     ]
     return agent
+
+
+def _check_number(name: str, value: Any, whole: bool, optional: bool) -> None:
+    kinds = int | np.integer if whole else int | float | np.number
+    if value is None and optional:
+        return
+    if isinstance(value, bool) or not isinstance(value, kinds):
+        expected = f"a {'whole ' * whole}number{' or None' * optional}"
+        raise TypeError(f"{name} must be {expected}, got {value!r}")
 
 
 def _graph(obs_dim: int, width: int, hidden: int, n_actions: int, seed: int) -> NeuronGraph:

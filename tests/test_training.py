@@ -209,7 +209,7 @@ class TestRunDirectory:
             ({"seeds": 2.0}, "seeds must be whole numbers from 0 to"),
             ({"config": [8]}, r"config must be a mapping of names to values, got \[8\]"),
             ({"hyperparams": 3e-4}, "hyperparams must be a mapping of names to values, got 0.0003"),
-            ({"algorithm": "a2c"}, "unknown algorithm 'a2c'; known: dqn"),
+            ({"algorithm": "reinforce"}, "unknown algorithm 'reinforce'; known: dqn"),
             ({"algorithm": "TorchPPO"}, "unknown algorithm 'TorchPPO'.*and TorchPPOAgent for the host driver"),
             ({"env": "LunarLander-v3"}, "'LunarLander-v3' is an environment of Gymnasium.*train on it with the host"),
         ],

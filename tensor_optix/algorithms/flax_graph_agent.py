@@ -17,8 +17,10 @@ import numpy as np
 
 from tensor_optix.adapters.jax import agent_files
 from tensor_optix.adapters.jax.flax_base import revived
-from tensor_optix.algorithms import host_ppo
+from tensor_optix.algorithms import flax_graph_files, host_ppo
 from tensor_optix.algorithms.contract import TUNED
+from tensor_optix.algorithms.flax_graph_inputs import InputMoments
+from tensor_optix.algorithms.flax_graph_optimizer import GraphOptimizer
 from tensor_optix.algorithms.flax_graph_programs import GraphPolicy, Programs, programs
 from tensor_optix.algorithms.flax_ppo import Spaces, normalizers_of, whole
 from tensor_optix.algorithms.flax_recurrent_host import RecurrentHost
@@ -30,14 +32,12 @@ from tensor_optix.loop import runtime
 from tensor_optix.neuroevo.brain_network import BrainNetwork
 from tensor_optix.neuroevo.graph.adam import TopologyAwareAdamState
 from tensor_optix.neuroevo.graph.network import weights_of, with_weights
-from tensor_optix.neuroevo.graph_state import put_together, taken_apart
+from tensor_optix.neuroevo.graph_state import taken_apart
 from tensor_optix.neuroevo.moments import PARTS, BrainMoments, Moments
 from tensor_optix.neuroevo.neuron_graph import NeuronGraph
 from tensor_optix.neuroevo.routes import Routes, flat, unflat
 
 DEFAULTS: dict[str, float] = {**host_ppo.DEFAULTS, "chunk_len": 64}
-
-_WEIGHTS = ("bias", "gates", "raw", "weights", "log_std")  # arrays of a saved agent that have a mean
 
 
 def complete(params: Mapping[str, Any]) -> dict[str, Any]:
@@ -59,15 +59,18 @@ class GraphAgent(RecurrentHost):
         obs_dim: size of an observation, a vector.
         n_actions: number of choices, or of action dimensions.
         continuous: actions are vectors, of a Gaussian policy as that of `FlaxGaussianPPOAgent`.
-        hyperparams: any of `DEFAULTS`, over them; other names are kept.
+        hyperparams: any of `DEFAULTS`, over them, also as a mapping; other names are kept.
         device: "auto", None or what JAX has found.
         seed: of acting and shuffling.
         reward_normalizer: scales the rewards that are learned from; None makes one, since policy and value share the
             graph and large values would drown the policy. False: none.
-        obs_normalizer: normalises what the graph sees. `normalize_observations` makes one.
+        obs_normalizer: normalises what the graph sees, and follows its inputs. `normalize_observations` makes one.
+
+    Attributes:
+        callbacks: what a loop that trains the agent is to call.
 
     Raises:
-        ValueError: the graph's inputs or outputs do not fit, or a setting is out of its limits.
+        TypeError, ValueError: the graph's inputs or outputs do not fit, or a setting is out of its limits.
     """
 
     algorithm = "ppo"
@@ -83,7 +86,7 @@ class GraphAgent(RecurrentHost):
         obs_dim: int,
         n_actions: int,
         continuous: bool = False,
-        hyperparams: HyperparamSet | None = None,
+        hyperparams: HyperparamSet | Mapping[str, Any] | None = None,
         device: Any = None,
         *,
         seed: int = 0,
@@ -110,20 +113,25 @@ class GraphAgent(RecurrentHost):
             self._spaces, reward_normalizer or None, obs_normalizer, normalize_observations
         )
         self._bounds = ActionBounds(n_actions) if continuous else None
-        self.callbacks: list[Any] = []  # an `RLOptimizer` that trains the agent calls them
+        self._inputs = InputMoments(parts["obs_normalizer"], graph.input_ids)
+        self.callbacks: list[Any] = []
         self._hidden = {}
         graph.arrays  # noqa: B018  with all the room that it needs
         self._moments = BrainMoments(graph) if isinstance(graph, BrainNetwork) else Moments(graph)
         self._routes = Routes(graph)
         log_std = jnp.zeros(n_actions if continuous else 0, jnp.float32)
         opt = dict.fromkeys(PARTS, log_std)
-        given = hyperparams if hyperparams is not None else HyperparamSet({})
-        super().__init__(log_std, opt, given, complete, seed, {**parts, "action_bounds": self._bounds})
+        super().__init__(log_std, opt, _given(hyperparams), complete, seed, {**parts, "action_bounds": self._bounds})
 
     @property
     def obs_dim(self) -> int:
         """As many as the graph has inputs."""
         return len(self.graph.input_ids)
+
+    @property
+    def optimizer(self) -> GraphOptimizer:
+        """What Adam knows of each parameter; to look at, also later on. It follows edits by itself."""
+        return GraphOptimizer(self.graph, self._adam, lambda: self._hyperparams.params["learning_rate"])
 
     def set_action_bounds(self, low: Any, high: Any) -> None:
         """What -1 and 1 stand for, [n_actions] each; an infinite bound leaves its dimension unscaled."""
@@ -230,11 +238,7 @@ class GraphAgent(RecurrentHost):
     def _descend(
         self, drawn: Drawn, order: np.ndarray, n_updates: np.int32, hyper: dict[str, np.float32]
     ) -> dict[str, Any]:
-        network, log_std = self._present()
-        state, of_log_std = self._moments.state, jax.tree.map(jnp.array, self._opt)
-        opt = TopologyAwareAdamState(
-            (state.count, of_log_std["count"]), (state.mu, of_log_std["mu"]), (state.nu, of_log_std["nu"]), ()
-        )
+        opt, (network, log_std) = self._adam(), self._present()
         params = jax.tree.map(jnp.array, (weights_of(network), log_std))
         (weights, log_std), opt, losses = self._programs.learn(params, opt, network, drawn, order, n_updates, hyper)
         self._set_arrays(with_weights(network, weights))
@@ -242,6 +246,13 @@ class GraphAgent(RecurrentHost):
         self._params, self._opt = log_std, {"count": opt.count[1], "mu": opt.mu[1], "nu": opt.nu[1]}
         self.graph.set_gradients(opt.mu[0])
         return losses
+
+    def _adam(self) -> TopologyAwareAdamState:
+        """Copies, beside the graph's weights and beside log_std."""
+        self._present()  # with all the room that it needs
+        state, of_log_std = self._moments.state, jax.tree.map(jnp.array, self._opt)
+        count, mu, nu = ((getattr(state, part), of_log_std[part]) for part in PARTS)
+        return TopologyAwareAdamState(count, mu, nu, ())
 
     # -- the graph -----------------------------------------------------------------------------------------
 
@@ -278,9 +289,7 @@ class GraphAgent(RecurrentHost):
         self._spaces = dataclasses.replace(self._spaces, obs_shape=(self.obs_dim,))  # inputs may have been added
         if np.shape(obs)[1:] != self._spaces.obs_shape:
             raise ValueError(f"observations must have shape {[self.obs_dim]} each, got {list(np.shape(obs)[1:])}")
-        normalizer = self.obs_normalizer
-        if normalizer is not None and normalizer.rms.mean.shape != self._spaces.obs_shape:
-            normalizer.widen(self.obs_dim)
+        self._inputs.follow(self.graph.input_ids)
         return self.graph.placed(super()._observations(obs))
 
     def _fits(self) -> None:
@@ -316,21 +325,11 @@ class GraphAgent(RecurrentHost):
     def average_weights(self, paths: Sequence[str]) -> None:
         """Become the graph of several saved ones of the same structure, with the mean of their weights.
 
-        ValueError if their structures differ: weights of other neurons mean something else.
+        What has the same id is averaged, wherever it lies. ValueError if neurons, edges or pathways differ.
         """
-        if not paths:
-            raise ValueError("average_weights got no paths: give at least one that save_weights wrote")
-        saved = [agent_files.read_arrays(path) for path in paths]
-        for path, other in zip(paths, saved, strict=True):
-            if _structure(other.record["graph"]) != _structure(saved[0].record["graph"]):
-                raise ValueError(f"'{path}' has other neurons or edges than '{paths[0]}': their weights have no mean")
-        mean = {
-            name: np.mean([each.params[name] for each in saved], axis=0, dtype=np.float64).astype(x.dtype)
-            for name, x in saved[0].params.items()
-            if name.rsplit(".", 1)[-1].rsplit("/", 1)[-1] in _WEIGHTS
-        }
-        self._take_over(saved[0].record, {**saved[0].params, **mean})
-        self._restore_parts(saved[0].record)
+        mean = flax_graph_files.read_mean(paths)
+        for agent in self._tried_first():
+            agent._take_over(mean)
 
     def perturb_weights(self, noise_scale: float) -> None:
         """Multiply every weight by 1 + noise_scale * N(0, 1), under Dale's law; the optimiser's moments stay."""
@@ -347,40 +346,46 @@ class GraphAgent(RecurrentHost):
 
     def _write(self, path: str, more: Mapping[str, Any]) -> None:
         log_std = self._present().log_std
+        self._inputs.follow(self.graph.input_ids)
         plain, arrays = taken_apart(self.graph.state_dict())
         model = {"graph": arrays, "log_std": log_std}
         opt = {"graph": self._moments.named(), "log_std": self._opt}
-        agent_files.write(path, model, opt, {**self._record(), "graph": plain, **more})
+        agent_files.write(path, model, opt, {**self._record(), **self._inputs.record(), "graph": plain, **more})
 
     def _load(self, path: str, with_generator: bool) -> None:
         self._present()
-        saved = agent_files.read_arrays(path)
+        saved = flax_graph_files.read(path)
         record = saved.record
         params = complete(revived(record["hyperparams"]))
         if with_generator and "generator" not in record:
             raise ValueError(f"'{path}' has no generator: it was written by save_weights, expected save_state")
         try:
-            for agent in (copy.deepcopy(self, {id(self.callbacks): []}), self):  # first where it can do no harm
-                agent._take_over(record, saved.params)
-                agent._moments.load(_below("graph", saved.opt))
-                agent._restore_parts(record)
-                agent._present()
+            for agent in self._tried_first():
+                agent._take_over(saved)
+                agent._moments.load(saved.of_graph)
         except (KeyError, ValueError) as error:
             raise ValueError(f"'{path}' was not saved by such an agent: {error}") from None
-        self._opt = {part: jnp.array(x) for part, x in _below("log_std", saved.opt).items()}
+        self._opt = {part: jnp.array(x) for part, x in saved.of_log_std.items()}
         self._hyperparams = HyperparamSet(params, int(record["episode_id"]))
         if with_generator:
             self._rng.bit_generator.state = record["generator"]
             self._routes.load(record["routes"])
             self._hidden = {which == str(True): np.asarray(x, np.float32) for which, x in record["hidden"].items()}
 
-    def _take_over(self, record: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
-        state = put_together(record["graph"], _below("graph", arrays))
-        log_std, present = arrays["log_std"], self._present().log_std
-        if log_std.shape != present.shape:
-            raise ValueError(f"log_std has shape {list(log_std.shape)}, expected {list(present.shape)}")
-        self.graph.load_state_dict(state)
-        self._params = jnp.array(log_std)
+    def _tried_first(self) -> tuple[GraphAgent, GraphAgent]:
+        """A copy, where what fails does no harm, then the agent itself."""
+        return copy.deepcopy(self, {id(self.callbacks): []}), self
+
+    def _take_over(self, saved: flax_graph_files.Saved) -> None:
+        """Graph, log_std and normalisers."""
+        present = self._present().log_std
+        if saved.log_std.shape != present.shape:
+            raise ValueError(f"log_std has shape {list(saved.log_std.shape)}, expected {list(present.shape)}")
+        self.graph.load_state_dict(saved.graph)
+        self._inputs.expect(saved.record, self.graph.input_ids)
+        self._params = jnp.array(saved.log_std)
+        self._restore_parts(saved.record)
+        self._present()
 
 
 class RecurrentGraphAgent(GraphAgent):
@@ -424,14 +429,12 @@ class RecurrentGraphAgent(GraphAgent):
         return self._hyperparams.params["chunk_len"] if self.is_recurrent else 1
 
 
-def _structure(plain: Any) -> Any:
-    """Of a graph's saved state what must agree for weights to have a mean."""
-    return {key: plain.get(key) for key in ("dale_mode", "neurons", "edges", "regions")}
-
-
-def _below(name: str, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Those under a path."""
-    return {key.removeprefix(f"{name}/"): x for key, x in arrays.items() if key.startswith(f"{name}/")}
+def _given(hyperparams: Any) -> HyperparamSet:
+    if isinstance(hyperparams, HyperparamSet):
+        return hyperparams
+    if not isinstance(hyperparams, Mapping | None):
+        raise TypeError(f"hyperparams must be a HyperparamSet or a mapping of names to values, got {hyperparams!r}")
+    return HyperparamSet(dict(hyperparams or {}))
 
 
 def _check_device(device: Any) -> None:

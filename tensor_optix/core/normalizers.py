@@ -6,7 +6,7 @@ are the same mathematics for the host, in NumPy and float64.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -177,16 +177,21 @@ class ObsNormalizer:
         """Merge one observation or a batch of them."""
         self.rms.update(obs)
 
-    def widen(self, obs_dim: int) -> None:
-        """Observations, vectors, are longer from now on: `obs_dim` numbers, of the new ones nothing is known.
+    def rearrange(self, source: Sequence[int | None]) -> None:
+        """Observations, vectors, are others from now on: number i is what number `source[i]` was, None: a new one.
 
-        ValueError if they are no longer than before.
+        Of new ones nothing is known: their mean is 0 and their variance 1.
+
+        Raises:
+            ValueError: there was no such number, or observations are no vectors.
         """
-        more = obs_dim - self.rms.mean.shape[0]
-        if more <= 0 or self.rms.mean.ndim != 1:
-            raise ValueError(f"the normaliser is for shape {list(self.rms.mean.shape)}, and cannot be for {[obs_dim]}")
-        self.rms.mean = np.concatenate([self.rms.mean, np.zeros(more)])
-        self.rms.var = np.concatenate([self.rms.var, np.ones(more)])
+        shape = list(self.rms.mean.shape)
+        if len(shape) != 1 or any(i is not None and not 0 <= i < shape[0] for i in source):
+            raise ValueError(f"the normaliser is for observations of shape {shape}, got the source {list(source)}")
+        mean, var = (
+            [x[i] if i is not None else new for i in source] for x, new in ((self.rms.mean, 0.0), (self.rms.var, 1.0))
+        )
+        self.rms.mean, self.rms.var = np.array(mean, np.float64), np.array(var, np.float64)
 
     def normalize(self, obs: Any) -> np.ndarray:
         """float32, same shape as `obs`."""

@@ -302,6 +302,18 @@ def test_hyperparameters_are_copies():
         agent.set_hyperparams(HyperparamSet({"chunk_len": 0}))
 
 
+def test_hyperparameters_may_be_a_mapping():
+    given = {"learning_rate": 1e-3, "mine": 5}
+    agents = [GraphAgent(dense_graph(), OBS, CHOICES, hyperparams=x) for x in (given, HyperparamSet(given), {}, None)]
+    params = [agent.get_hyperparams().params for agent in agents]
+    assert params[0] == params[1] == {**params[2], **given}
+    assert params[2] == params[3]
+    agents[0].set_hyperparams(HyperparamSet({"learning_rate": 1e-2}))
+    assert given["learning_rate"] == 1e-3
+    with pytest.raises(TypeError, match=r"hyperparams must be a HyperparamSet or a mapping.*got \[1\]"):
+        GraphAgent(dense_graph(), OBS, CHOICES, hyperparams=[1])
+
+
 @pytest.mark.parametrize("kind", ["discrete", pytest.param("continuous", marks=pytest.mark.slow)])
 def test_a_saved_agent_comes_back_whatever_has_grown_since(tmp_path, kind):
     """Weights, moments, random numbers, memories of running episodes: what comes after is the same, bit for bit."""

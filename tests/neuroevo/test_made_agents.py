@@ -112,7 +112,17 @@ BAD = [
     ({"graph_in": 4}, ValueError, "graph_in must be from 1 to the 3 numbers.*got 4"),
     ({"graph_hidden": 0}, ValueError, "graph_hidden at least 1, got None and 0"),
     ({"hebbian_lr": -1.0}, ValueError, "hebbian_lr must be a number of at least 0"),
-    ({"grow_cooldown": -1}, ValueError, "grow_cooldown must be at least 0"),
+    ({"grow_cooldown": -1}, ValueError, "grow_cooldown must be .*0.*got -1"),
+    ({"graph_hidden": 8.0}, TypeError, "graph_hidden must be a whole number, got 8.0"),
+    ({"graph_hidden": "8"}, TypeError, "graph_hidden must be a whole number, got '8'"),
+    ({"graph_hidden": True}, TypeError, "graph_hidden must be a whole number, got True"),
+    ({"graph_hidden": None}, TypeError, "graph_hidden must be a whole number, got None"),
+    ({"graph_in": 2.5}, TypeError, "graph_in must be a whole number or None, got 2.5"),
+    ({"graph_out": "4"}, TypeError, "graph_out must be a whole number or None, got '4'"),
+    ({"grow_cooldown": 2.5}, TypeError, "grow_cooldown must be a whole number, got 2.5"),
+    ({"hebbian_lr": "fast"}, TypeError, "hebbian_lr must be a number, got 'fast'"),
+    ({"hebbian_decay": None}, TypeError, "hebbian_decay must be a number, got None"),
+    ({"hyperparams": 3}, TypeError, "hyperparams must be a HyperparamSet or a mapping.*got 3"),
     ({"device": "quantum"}, ValueError, "device must be 'auto'"),
     ({"hyperparams": {"learning_rate": -1.0}}, ValueError, "learning_rate"),
     ({"obs": (4, 4, 3)}, NotImplementedError, r"vectors, got framework 'jax' and observations \["),
@@ -123,11 +133,36 @@ BAD = [
 ]
 
 
-@pytest.mark.parametrize(("options", "error", "said"), BAD, ids=[next(iter(row[0])) for row in BAD])
+@pytest.mark.parametrize(("options", "error", "said"), BAD, ids=[str(row[0]) for row in BAD])
 def test_what_does_not_fit_is_refused(options, error, said):
     with pytest.raises(error, match=said) as caught:
         made("PPO", **options)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"graph_hidden": 4}, "got graph_hidden=4: expected neuroevo=True"),
+        ({"graph_in": 2, "grow_cooldown": 3}, "got graph_in=2, grow_cooldown=3: expected neuroevo=True"),
+        ({"graph_out": 4}, "got graph_out=4"),
+        ({"hebbian_lr": 0.1, "hebbian_decay": 0.0}, "got hebbian_lr=0.1, hebbian_decay=0.0"),
+    ],
+)
+def test_options_of_the_graph_need_a_graph(options, said):
+    for names in (("PPO",), ()):
+        with pytest.raises(ValueError, match=f"^without neuroevo=True there is no graph, {said}"):
+            make_agent(*names, env_of(), **options)
+
+
+def test_options_as_they_are_by_default_need_none():
+    agent = make_agent("PPO", env_of(), hidden_sizes=(4,), graph_hidden=8, graph_in=None, hebbian_lr=1e-3)
+    assert not isinstance(agent, GraphAgent)
+
+
+def test_numbers_of_numpy_are_numbers():
+    agent = made(graph_hidden=np.int64(3), graph_in=np.int32(OBS), hebbian_lr=np.float32(0.5), grow_cooldown=np.int8(2))
+    assert len(agent.graph.hidden_ids) == 3
 
 
 def test_names_that_are_none_are_refused():
