@@ -19,13 +19,14 @@ class Beside:
     """Arrays with an entry for each slot of a graph's neurons and edges, zeros at first.
 
     After an edit an entry is zero where its neuron or edge is new or gone, and where the edit has touched the edge's
-    parameter; another graph starts from zeros.
+    parameter; another graph starts from zeros, but for neurons that it shares if they `stay`.
 
     Args:
         graph: followed for as long as this is kept.
         neurons: name -> dtype, or (shape of a row, dtype).
         edges: name -> dtype.
         masks: (names of `neurons`, what an edit has kept) -> name -> bool array, in the place of "new or gone".
+        stay: rows of neurons that another graph has, too, go over to it.
 
     Attributes:
         neurons: name -> [N, *row].
@@ -38,15 +39,24 @@ class Beside:
         neurons: Mapping[str, Any] | None = None,
         edges: Mapping[str, Any] | None = None,
         masks: Callable[[Weights], Mapping[str, Any]] | None = None,
+        stay: bool = False,
     ) -> None:
         self._kinds = dict(neurons or {}), dict(edges or {})
-        self._graph, self._masks = graph, masks
+        self._graph, self._masks, self._stay = graph, masks, stay
         self.neurons: dict[str, np.ndarray] = {}
         self.edges: dict[str, np.ndarray] = {}
-        self.replaced()
+        self.clear()
         graph.accompany(self)
 
-    def replaced(self) -> None:
+    def replaced(self, source: np.ndarray, target: np.ndarray) -> None:
+        before = self.neurons
+        self.clear()
+        if self._stay:
+            for name, rows in self.neurons.items():
+                rows[target] = before[name][source]
+
+    def clear(self) -> None:
+        """Zeros, for the graph as it is."""
         capacity = self._graph.arrays.capacity
         n, delays = capacity.neurons, capacity.delays
         rows = {name: kind if isinstance(kind, tuple) else ((), kind) for name, kind in self._kinds[0].items()}

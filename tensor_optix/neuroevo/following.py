@@ -28,8 +28,8 @@ class Companion(Protocol):
     ) -> None:
         """A function of `edits` was applied at `slots`; None: an edge was removed. What was empty holds nothing."""
 
-    def replaced(self) -> None:
-        """The graph is another one."""
+    def replaced(self, source: np.ndarray, target: np.ndarray) -> None:
+        """The graph is another one; neurons that both have were in the slots `source` [n] and are in `target`."""
 
 
 class Rememberer(Protocol):
@@ -127,9 +127,9 @@ class Followed:
         for rememberer in self._rememberers:
             rememberer.carried(follow)
 
-    def _replaced(self) -> None:
+    def _replaced(self, source: np.ndarray, target: np.ndarray) -> None:
         self.last_step = self.gradient = self._values = None
         for companion in self._companions:
-            companion.replaced()
+            companion.replaced(source, target)
         for rememberer in self._rememberers:
             rememberer.replaced()

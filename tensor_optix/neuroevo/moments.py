@@ -61,7 +61,7 @@ class Moments:
     def load(self, named: Mapping[str, np.ndarray]) -> None:
         """What `named` gave of a graph with the same neurons and edges. KeyError or ValueError if it is of another."""
         slots, places = self._places()
-        self._beside.replaced()
+        self._beside.clear()
         for name, x in self._beside.neurons.items():
             x[slots] = _of_shape(name, named[name], (len(slots), *x.shape[1:]))
         for part in PARTS:

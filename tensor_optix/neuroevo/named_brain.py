@@ -365,7 +365,7 @@ class _Follower:
                 self._brain.merge(self._name, names[int(slots[0])], gone, inherit=pure is edits.merge)
         self._brain.forget_gone(self._name)
 
-    def replaced(self) -> None:
+    def replaced(self, *_: Any) -> None:
         self._brain.forget_gone(self._name)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _Follower:

@@ -295,12 +295,15 @@ class NamedGraph(Followed):
 
     def become(self, other: NamedGraph) -> None:
         """Takes over all that `other` is; ids that this one has given stay given."""
+        before = self._slots
         for field in ("_graph", "_memory", "_slots", "_delays", "_roles", "_edges", "_names"):
             setattr(self, field, getattr(other, field))
         self.retire(other._used["n"], other._used["e"])
         self._arrays, self._deep_enough = None, False
         self.version += 1
-        self._replaced()
+        shared = [name for name in before if name in self._slots]
+        source, target = (np.asarray([slots[name] for name in shared], np.int64) for slots in (before, self._slots))
+        self._replaced(source, target)
 
     # Edits
 

@@ -54,7 +54,7 @@ class RegionGrowth:
     def __init__(self, graph: NeuronGraph, config: GrowthConfig, seed: int, enough_steps: int) -> None:
         self.graph, self.config, self.enough_steps = graph, config, enough_steps
         self._key = jax.random.key(seed)
-        self._beside = Beside(graph, {"age": np.int32, "importance": np.float32}, {"weak": np.int16})
+        self._beside = Beside(graph, {"age": np.int32, "importance": np.float32}, {"weak": np.int16}, stay=True)
         fresh = growth.init(config, graph.capacity)
         self._scalars: dict[str, Any] = {name: np.asarray(getattr(fresh, name)) for name in _SCALARS}
         self._recorded: Recorded | None = None
@@ -84,7 +84,7 @@ class RegionGrowth:
     def edited(self, *_: Any) -> None:
         self._recorded = None
 
-    def replaced(self) -> None:
+    def replaced(self, *_: Any) -> None:
         self._recorded = None
 
     @property

@@ -422,3 +422,27 @@ def test_what_has_grown_gets_gradients_in_the_next_window():
     assert isinstance(next(iter(controller._regions.values())), RegionGrowth)
     controller.on_episode_end(1, metrics(0.0))
     assert controller.stats["grad_util"] == 1.0
+
+
+def test_a_roll_back_does_not_make_old_neurons_young(tmp_path):
+    """They keep what is known of them, whatever slots they come back to; what was grown since goes with its age."""
+    graph = dense_graph(hidden=3)
+    controller = controller_of(graph)
+    play(controller, [0.0] * 4)
+    saved = graph.state_dict()
+    add_input_neuron(graph)  # others move
+    new = split_neuron(graph, "n4")[1]
+    play(controller, [0.0] * 2)
+    region = controller._regions["graph"]
+
+    def known(name):
+        growth = region.growth
+        return int(growth.age[graph.slot_of(name)]), float(growth.importance[graph.slot_of(name)])
+
+    names = [name for name in graph.all_neuron_ids() if name != new and known(name)[0] == 6]
+    before = {name: known(name) for name in names}
+    assert len(names) >= 6
+    graph.load_state_dict(saved)
+    assert {name: known(name) for name in names} == before
+    assert np.asarray(region.growth.age).sum() == 6 * len(names)
+    assert not np.asarray(region.growth.weak).any()
