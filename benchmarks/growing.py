@@ -2,8 +2,8 @@
 
 Graph PPO, the same steps for all; `small` hidden neurons at the start, room for `large`. Growing splits neurons:
 "signals", where all three signals agree, "plateau", where the score does not rise. Scores are of the best policy by its
-own evaluations, 100 fresh episodes, and of the evaluations in the last quarter of the run, whatever was best: interquartile
-means over seeds with 95 % intervals. Neurons are counted at the end of each quarter.
+own evaluations, 100 fresh episodes, and of the evaluations in the last quarter of the run, whatever was best:
+interquartile means over seeds with 95 % intervals. Neurons are counted at the end of each quarter.
 
     python -m benchmarks.growing --json
 """
