@@ -29,6 +29,7 @@ _GRID = 200  # points of the common env-steps grid
 _MEAN_OF = 8  # evaluations, for a tuned hyperparameter's line
 _COUNTS = ("neurons", "edges")  # what a graph that grows says of its size, among the losses
 _RESAMPLES = 300  # of the band; its edge is drawn one pixel or so wide
+_COPY = "#d9660c"
 _INK, _MUTED, _THIN, _ACCENT = "#22272e", "#6b7480", "#9aa7b8", "#1f5fa8"
 _STATE_COLOURS = {
     LoopState.ACTIVE: "#a9d5b5",
@@ -77,7 +78,10 @@ def training_figure(result: TrainResult) -> Figure:
         _draw_scores(axes[0], result)
         for axis, (kind, name) in zip(axes[1:-1], tracks, strict=True):
             _draw_track(axis, result, kind, name)
-        handles = _draw_states(axes[-1], [result.members[i] for i in lived], starts[lived])
+        names = [str(m.seed) if result.population == 1 else f"{m.seed}.{m.variant}" for m in result.members]
+        handles = _draw_states(axes[-1], [result.members[i] for i in lived], starts[lived], [names[i] for i in lived])
+        if result.lineage is not None and result.lineage.copies.any() and tracks:
+            handles.append(Line2D([], [], color=_COPY, marker=".", ms=5, lw=0.9, label="copied"))
         whose = "seed with its variants" if result.max_spawns else "member"
         axes[-1].set_xlabel(f"environment steps of each {whose}")
         axes[-1].xaxis.set_major_formatter(EngFormatter(sep=""))
@@ -165,7 +169,8 @@ def _draw_scores(axis: Axes, result: TrainResult) -> None:
         return
     handles = _draw_members(axis, members, 0.6 if result.max_spawns else 0.16)
     if len(rows) > 1 and not result.max_spawns:
-        label = f"interquartile mean of {len(rows)}, 95 % band"
+        who = str(len(rows)) if result.population == 1 else f"all {len(rows)} members"
+        label = f"interquartile mean of {who}, 95 % band"
         handles[:0] = axis.plot(grid, interquartile_mean(rows, axis=0), color=_ACCENT, lw=2.2, zorder=3, label=label)
         axis.fill_between(grid, *_band(rows), color=_ACCENT, alpha=0.2, lw=0, zorder=2)
     axis.set_ylim(*_score_limits(members, rows))
@@ -277,8 +282,8 @@ def _draw_copies(axis: Axes, result: TrainResult, name: str) -> None:
                 continue
             values = curves[0].hyperparams[name][at[0] - 1], curves[1].hyperparams[name][at[1]]
             steps = float(curves[0].env_steps[at[0] - 1])
-            axis.plot([steps, steps], values, color="#d9660c", lw=0.9, alpha=0.8, zorder=4)
-            axis.plot(steps, values[1], ".", color="#d9660c", ms=4, zorder=4)
+            axis.plot([steps, steps], values, color=_COPY, lw=0.9, alpha=0.8, zorder=4)
+            axis.plot(steps, values[1], ".", color=_COPY, ms=4, zorder=4)
 
 
 def _tick_label(value: float) -> str:
@@ -294,7 +299,9 @@ def _states_height(n_members: int) -> float:
     return float(np.clip(0.15 * n_members, 0.4, 2.4))
 
 
-def _draw_states(axis: Axes, members: Sequence[MemberResult], starts: np.ndarray) -> list[Line2D | Patch]:
+def _draw_states(
+    axis: Axes, members: Sequence[MemberResult], starts: np.ndarray, names: Sequence[str]
+) -> list[Line2D | Patch]:
     """One row per member, coloured by loop state; marks for new bests, roll-backs and non-finite values.
 
     Returns the handles of what occurs.
@@ -317,9 +324,10 @@ def _draw_states(axis: Axes, members: Sequence[MemberResult], starts: np.ndarray
             marker, colour, scale = _STOP_MARKERS[member.stop_reason]
             axis.plot(member.env_steps, y, marker, color=colour, ms=size * scale, mew=0, clip_on=False)
     axis.set_ylim(n - 0.4, -0.6)
-    axis.set_ylabel("state" if n < 6 else "loop state\nby seed", fontsize=8.5)
+    by = "by seed" if "." not in "".join(names) else "seed.member"
+    axis.set_ylabel("state" if n < 6 else f"loop state\n{by}", fontsize=8.5)
     step = max(1, -(-n // 8))
-    axis.set_yticks(range(0, n, step), [str(members[i].seed) for i in range(0, n, step)])
+    axis.set_yticks(range(0, n, step), [names[i] for i in range(0, n, step)])
     axis.tick_params(axis="y", length=0)
     axis.spines["left"].set_visible(False)
     handles: list[Line2D | Patch] = [Patch(color=_STATE_COLOURS[s], label=s.name.lower()) for s in sorted(seen)]
