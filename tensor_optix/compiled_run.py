@@ -12,6 +12,7 @@ import numpy as np
 
 from tensor_optix.core.types import StopReason
 from tensor_optix.curves import CurveRecorder
+from tensor_optix.envs.registry import list_environments
 from tensor_optix.finished import load_run
 from tensor_optix.loop.events import CallbackList, LoopCallback, event_rows
 from tensor_optix.loop.meeting import Copies
@@ -151,7 +152,7 @@ class CompiledRun:
         try:
             self.session.compile()
         except Exception as error:
-            if self.plan.program.algorithm.env.identity[0][0] != "id":
+            if self.plan.run.env not in list_environments():
                 error.add_note("check_environment(env) says what is wrong with an environment of one's own")
             raise
 

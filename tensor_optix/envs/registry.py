@@ -108,7 +108,8 @@ def _load(path: str) -> Any:
             found = getattr(found, part)
     except (ImportError, AttributeError, ValueError) as error:
         raise ValueError(
-            f"cannot load environment {path!r}: {error}; expected package.module:ClassName of a module that Python finds"
+            f"cannot load environment {path!r}: {error}; expected package.module:ClassName, of a module that Python "
+            "finds"
         ) from error
     return found
 
