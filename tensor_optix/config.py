@@ -195,11 +195,20 @@ def _check(run: RunConfig) -> None:
     for name in ("config", "hyperparams", "search_space", "autonomy", "exchange", "evolution"):
         if not isinstance(getattr(run, name), dict):
             raise ConfigError(f"{name} must be a mapping of names to values, got {getattr(run, name)!r}")
+    if not isinstance(run.algorithm, str) or not run.algorithm:
+        raise ConfigError(f'algorithm must be a name such as "ppo", got {run.algorithm!r}')
+    if not isinstance(run.tuner, str):
+        raise ConfigError(f'tuner must be a name such as "spsa", got {run.tuner!r}: to tune nothing set tune to false')
     if not isinstance(run.variants, list) or not all(isinstance(v, dict) for v in run.variants):
         raise ConfigError(f"variants must be a list of mappings of hyperparameters, got {run.variants!r}")
     check_shared(run)
     if run.population == 1 and run.exchange:
         raise ConfigError(f"exchange={run.exchange!r} is between members of a population: set population to 2 or more")
+    if "max_spawns" in run.evolution:
+        raise ConfigError(
+            f"evolution has max_spawns={run.evolution['max_spawns']!r}, which is a setting of the run itself: set "
+            "max_spawns, and take it out of evolution"
+        )
     if run.evolution and not run.max_spawns:
         raise ConfigError(f"evolution={run.evolution!r} says how variants are spawned: set max_spawns to 1 or more")
     if run.max_spawns and run.population > 1:
@@ -209,6 +218,11 @@ def _check(run: RunConfig) -> None:
         )
     if run.max_spawns and not run.stop:
         raise ConfigError("variants are spawned when learning stands still: set stop to true, or max_spawns to 0")
+    if run.population > 1 and run.tuner != "spsa":
+        raise ConfigError(
+            f"tuner={run.tuner!r} is for one learner, and a population of {run.population} tunes by its exchanges: "
+            "take tuner out (exchange says how), or set population to 1"
+        )
     if run.population > 1 and run.tune is False:
         raise ConfigError("a population tunes hyperparameters by its exchanges: set tune to true, or population to 1")
     for values in (run.hyperparams, *run.variants):

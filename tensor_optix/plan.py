@@ -269,7 +269,7 @@ def _exchanger(run: RunConfig, space: SearchSpace, brain: AutonomyConfig) -> Exc
     """How the members of this run's populations exchange."""
     settings = dict(run.exchange)
     name = settings.pop("rule", "pbt")
-    if name not in RULES:
+    if not isinstance(name, str) or name not in RULES:
         raise ConfigError(unknown("exchange rule", str(name), RULES))
     if space.dim == 0:
         raise ConfigError(f"{run.algorithm} has nothing to tune: give search_space, or set population to 1")
@@ -294,12 +294,14 @@ def _spawner(run: RunConfig, space: SearchSpace, brain: AutonomyConfig) -> Spawn
 def _made(kind: Any, settings: Mapping[str, Any], what: str) -> Any:
     """A frozen config from plain values."""
     knobs = {f.name: f.default for f in dataclasses.fields(kind) if isinstance(f.default, int | float | str)}
+    if settings and not knobs:
+        raise ConfigError(f"there is no {what}, got {', '.join(map(repr, settings))}: leave it out")
     for setting in settings:
         if setting not in knobs:
-            raise ConfigError(unknown(what, setting, knobs))
+            raise ConfigError(unknown(what, str(setting), knobs))
     try:
         return kind(**{setting: _converted(setting, value, knobs[setting]) for setting, value in settings.items()})
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         raise ConfigError(str(error)) from None
 
 

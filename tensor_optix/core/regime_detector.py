@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 from collections.abc import Sequence
+from numbers import Integral, Real
 
 import jax
 import jax.numpy as jnp
@@ -39,7 +40,7 @@ class RegimeConfig:
     """Static thresholds.
 
     Raises:
-        ValueError: a threshold is negative, or the window is shorter than `MIN_SCORES`.
+        ValueError: a threshold is no number or negative, or the window no whole number of at least `MIN_SCORES`.
     """
 
     volatility_threshold: float = 0.15  # noise of one score, as a share of the spread so far
@@ -47,11 +48,12 @@ class RegimeConfig:
     window: int = 10  # evaluations
 
     def __post_init__(self) -> None:
-        if self.window < MIN_SCORES:
-            raise ValueError(f"window is {self.window!r}: give at least {MIN_SCORES} evaluations")
+        if isinstance(self.window, bool) or not isinstance(self.window, Integral) or self.window < MIN_SCORES:
+            raise ValueError(f"window is {self.window!r}: give a whole number of at least {MIN_SCORES} evaluations")
         for name in ("volatility_threshold", "trend_threshold"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} is {getattr(self, name)!r}: give a share of at least 0")
+            value = getattr(self, name)
+            if not isinstance(value, Real) or not value >= 0:
+                raise ValueError(f"{name} is {value!r}: give a share of at least 0")
 
 
 def detect(scores: jax.Array, count: jax.Array, config: RegimeConfig) -> jax.Array:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+from numbers import Integral, Real
 from typing import Any
 
 import jax
@@ -50,7 +51,7 @@ class MetaConfig:
     """Static thresholds, as shares of the scale.
 
     Raises:
-        ValueError: a threshold is negative, or the window is shorter than `MIN_SCORES`.
+        ValueError: a threshold is no number or negative, or the window no whole number of at least `MIN_SCORES`.
     """
 
     gap_threshold: float = 0.2  # training less validation score
@@ -59,11 +60,12 @@ class MetaConfig:
     window: int = 10  # evaluations
 
     def __post_init__(self) -> None:
-        if isinstance(self.window, bool) or not isinstance(self.window, int) or self.window < MIN_SCORES:
+        if isinstance(self.window, bool) or not isinstance(self.window, Integral) or self.window < MIN_SCORES:
             raise ValueError(f"window is {self.window!r}: give a whole number of at least {MIN_SCORES} evaluations")
         for name in ("gap_threshold", "gap_slope_threshold", "improvement_threshold"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} is {getattr(self, name)!r}: give a share of at least 0")
+            value = getattr(self, name)
+            if not isinstance(value, Real) or not value >= 0:
+                raise ValueError(f"{name} is {value!r}: give a share of at least 0")
 
 
 def decide(config: MetaConfig, evaluations: Evaluations, budget_left: jax.Array) -> jax.Array:

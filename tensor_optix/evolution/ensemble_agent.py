@@ -13,7 +13,7 @@ from tensor_optix.core.base_agent import BaseAgent
 from tensor_optix.core.types import EpisodeData, HyperparamSet
 from tensor_optix.evolution import combining
 from tensor_optix.evolution.ensemble_files import member_path, read_index, write_index
-from tensor_optix.evolution.members import Member
+from tensor_optix.evolution.members import Member, is_on_policy, tear_down
 from tensor_optix.evolution.policy_manager import PolicyManager
 
 _log = logging.getLogger(__name__)
@@ -55,7 +55,7 @@ class EnsembleAgent(BaseAgent):
     @property
     def is_on_policy(self) -> bool:
         """False if any member is off-policy."""
-        return all(member.agent.is_on_policy for member in self._members())
+        return all(is_on_policy(member.agent) for member in self._members())
 
     # -- acting --------------------------------------------------------------------------------------------
 
@@ -182,7 +182,7 @@ class EnsembleAgent(BaseAgent):
     def teardown(self) -> None:
         """Release what the members hold."""
         for member in self._members():
-            member.agent.teardown()
+            tear_down(member.agent)
 
     def _save(self, directory: Path, method: str, members: Sequence[Member], **more: Any) -> None:
         directory.mkdir(parents=True, exist_ok=True)

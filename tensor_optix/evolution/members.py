@@ -61,9 +61,21 @@ def weakest(members: Sequence[Member]) -> list[Member]:
     return sorted(members, key=rank)
 
 
+def is_on_policy(agent: Any) -> bool:
+    """Agents need not be `BaseAgent`s: without a word they are, as those are."""
+    return bool(getattr(agent, "is_on_policy", True))
+
+
+def tear_down(agent: Any) -> None:
+    """Release what the agent holds, if it says how."""
+    release = getattr(agent, "teardown", None)
+    if release is not None:
+        release()
+
+
 def check_weight(weight: Any) -> float:
     """`weight` as a float; ValueError unless it is finite and at least 0."""
-    if not 0.0 <= float(weight) < math.inf:
+    if isinstance(weight, str) or not 0.0 <= float(weight) < math.inf:
         raise ValueError(f"a weight must be at least 0 and finite, got {weight!r}")
     return float(weight)
 

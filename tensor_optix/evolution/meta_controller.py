@@ -25,6 +25,9 @@ class MetaController:
         gap_slope_threshold: the same for its rise per evaluation.
         improvement_threshold: rise of the score per evaluation, as a share of the scale, below which it is a plateau.
         window: newest evaluations that are looked at.
+
+    Raises:
+        ValueError: as of `MetaConfig`.
     """
 
     def __init__(
@@ -34,7 +37,7 @@ class MetaController:
         improvement_threshold: float = 0.01,
         window: int = 10,
     ) -> None:
-        self.config = MetaConfig(float(gap_threshold), float(gap_slope_threshold), float(improvement_threshold), window)
+        self.config = MetaConfig(gap_threshold, gap_slope_threshold, improvement_threshold, window)
 
     def decide(self, history: Sequence[EvalMetrics], status: Mapping[str, Any]) -> MetaAction:
         """What to do now.

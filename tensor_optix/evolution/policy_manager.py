@@ -15,7 +15,7 @@ from tensor_optix.core.types import EvalMetrics, HyperparamSet, PolicySnapshot
 from tensor_optix.evolution import combining
 from tensor_optix.evolution.decisions import MIN_SCORES, spawn_noise
 from tensor_optix.evolution.ensemble_files import primary_weights
-from tensor_optix.evolution.members import Member, check_weight, reweigh, weakest
+from tensor_optix.evolution.members import Member, check_weight, is_on_policy, reweigh, tear_down, weakest
 from tensor_optix.evolution.meta_controller import MetaController, evaluations_of
 from tensor_optix.evolution.mutation import mutated
 from tensor_optix.evolution.report import report_text
@@ -38,7 +38,8 @@ class PolicyManager:
         seed: of the variants' hyperparameters, and of drawing members that act.
 
     Raises:
-        ValueError: a count is too small.
+        TypeError: a count is no whole number.
+        ValueError: it is too small.
     """
 
     def __init__(
@@ -55,8 +56,8 @@ class PolicyManager:
             ("max_spawns", max_spawns, 0),
             ("max_ensemble_size", max_ensemble_size, 1),
         ):
-            if value is not None and value < least:
-                raise ValueError(f"{name} must be at least {least}, got {value!r}")
+            if value is not None or name == "score_window":
+                _check_count(name, value, least)
         self.registry = registry
         self.score_window, self.max_spawns, self.max_ensemble_size = score_window, max_spawns, max_ensemble_size
         self.members: list[Member] = []
@@ -102,14 +103,22 @@ class PolicyManager:
         if self._find(agent) is None:
             self.add_agent(agent)
 
+    def check_room(self, agent: BaseAgent) -> None:
+        """ValueError if no variant could stay, because `agent` and others that are trained fill the ensemble."""
+        kept = len(self._kept) + (not any(agent is other for other in self._kept))
+        if self.max_ensemble_size is not None and kept >= self.max_ensemble_size:
+            raise ValueError(
+                f"max_ensemble_size={self.max_ensemble_size} has room for the agent that is trained, which is never "
+                f"pruned, and every variant would leave at once: give at least {kept + 1}, or no agent_factory"
+            )
+
     def prune(self, bottom_k: int = 1) -> list[BaseAgent]:
         """Remove the `bottom_k` weakest members, tear them down, and return them.
 
         Those go that weigh least; of equal weight the one with the lower mean score, then the older. At least one
-        member stays, and so does an agent that a loop is training. ValueError for a negative count.
+        member stays, and so does an agent that a loop is training. ValueError or TypeError for what is no count.
         """
-        if bottom_k < 0:
-            raise ValueError(f"bottom_k is how many members to remove: got {bottom_k}, expected at least 0")
+        _check_count("bottom_k", bottom_k, 0)
         return self._remove([m for m in weakest(self.members) if not self._is_kept(m)], bottom_k)
 
     def boost(self, agent: BaseAgent | int, factor: float = 2.0) -> None:
@@ -135,6 +144,8 @@ class PolicyManager:
 
     def update_weights(self, scores: Mapping[int, float]) -> None:
         """Weigh the members by these scores (index -> score); see `decisions.ensemble_weights`. Others keep theirs."""
+        if not isinstance(scores, Mapping):
+            raise TypeError(f"scores must be a mapping of a member's index to its score, got {scores!r}")
         for index, score in scores.items():
             self._at(index)
             if not math.isfinite(score):
@@ -173,7 +184,7 @@ class PolicyManager:
         Never for an agent that is not on-policy: its replay is of other policies.
         """
         best = self.registry.best
-        if best is None or score >= best.eval_metrics.primary_score or not agent.is_on_policy:
+        if best is None or score >= best.eval_metrics.primary_score or not is_on_policy(agent):
             return False
         return self.registry.load_best(agent) is not None
 
@@ -319,13 +330,14 @@ class PolicyManager:
         self.members = [*members, *(member for member in present.values() if self._is_kept(member))]
         self._next_uid = max([int(state["next_uid"]), *(member.uid + 1 for member in self.members)])
         for member in gone:
-            _tear_down(member.agent)
+            tear_down(member.agent)
         return problems
 
     # -- parts ---------------------------------------------------------------------------------------------
 
     def _at(self, index: int) -> Member:
-        if isinstance(index, bool) or not 0 <= index < len(self.members):
+        whole = isinstance(index, int | np.integer) and not isinstance(index, bool)
+        if not whole or not 0 <= index < len(self.members):
             raise ValueError(f"the ensemble has no member {index!r}: it has {len(self.members)}, counted from 0")
         return self.members[index]
 
@@ -347,7 +359,7 @@ class PolicyManager:
         self.members = [member for member in self.members if not any(member is other for other in leaving)]
         self.prune_count += len(leaving)
         for member in leaving:
-            _tear_down(member.agent)
+            tear_down(member.agent)
         return [member.agent for member in leaving]
 
 
@@ -364,10 +376,12 @@ class _Receiver:
         self._agent.set_hyperparams(hyperparams)
 
 
-def _tear_down(agent: Any) -> None:
-    release = getattr(agent, "teardown", None)  # agents need not be `BaseAgent`s
-    if release is not None:
-        release()
+def _check_count(name: str, value: Any, least: int) -> None:
+    """TypeError unless `value` is a whole number, ValueError unless it is at least `least`."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
+        raise TypeError(f"{name} must be a whole number, got {value!r}")
+    if value < least:
+        raise ValueError(f"{name} must be at least {least}, got {value!r}")
 
 
 _spawn_noise = jax.jit(spawn_noise, static_argnums=3)

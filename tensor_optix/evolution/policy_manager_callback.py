@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -15,6 +14,7 @@ from tensor_optix.core.regime_detector import RegimeDetector
 from tensor_optix.core.types import EvalMetrics, HyperparamSet, StopReason
 from tensor_optix.evolution.agent_bytes import from_bytes, to_bytes
 from tensor_optix.evolution.decisions import MEMORY, MetaAction, weight_noise
+from tensor_optix.evolution.making import another
 from tensor_optix.evolution.meta_controller import MetaController, evaluations_of
 from tensor_optix.evolution.policy_manager import PolicyManager
 
@@ -25,22 +25,29 @@ _log = logging.getLogger(__name__)
 
 
 class PolicyManagerCallback:
-    """On DORMANT: weigh the ensemble anew, go back to the best policy if the last was worse, then decide.
+    """On DORMANT: go back to the best policy if the last was worse, weigh the ensemble anew, then decide.
 
     SPAWN makes a variant of the best saved policy by `agent_factory`, which joins the ensemble. PRUNE drops the weakest
     member; where none may go, it is a SPAWN. After either, and after NO_OP, the loop goes on. When no spawn is left the
     report is logged and the loop stops, for `StopReason.SPAWN_BUDGET`. Without a factory nothing can be spawned: the
     loop stops, converged.
 
-    A loop trains its own agent only. For variants that learn too, let it train an `EnsembleAgent` of the manager.
+    A loop trains its own agent only. For variants that learn too, let it train an `EnsembleAgent` of the manager. Its
+    best policy is saved with what the members weighed then, and comes back with it, also when the run ends.
 
     Args:
         manager: whose ensemble it is.
         agent: the one that is trained, or the primary of the ensemble that is.
-        agent_factory: makes agents of the same kind; takes no argument, or a mapping of hyperparameters.
+        agent_factory: makes agents of the same kind; takes no argument, a mapping of hyperparameters or, called `env`,
+            the loop's environment; see `making.another`. For the library's own `make_agent` the agent is copied.
         meta_controller: decides; without it every DORMANT is a SPAWN.
-        score_fn: agent -> score. Asked about every member at each DORMANT, so that weights follow. Without it only the
-            agent that is trained has scores.
+        score_fn: agent -> score. Asked about every member at each DORMANT, once the best policy is back, so that
+            weights follow; what members did there is no experience. Without it only the agent that is trained has
+            scores.
+
+    Raises:
+        TypeError: the factory or the score function cannot be called.
+        ValueError: no variant could stay, for `max_ensemble_size` leaves room for those that are trained only.
     """
 
     def __init__(
@@ -51,6 +58,11 @@ class PolicyManagerCallback:
         meta_controller: MetaController | None = None,
         score_fn: Callable[[BaseAgent], float] | None = None,
     ) -> None:
+        for name, given in (("agent_factory", agent_factory), ("score_fn", score_fn)):
+            if given is not None and not callable(given):
+                raise TypeError(f"{name} must be a function, got {given!r}: give the function itself")
+        if agent_factory is not None and not manager.budget_exhausted:
+            manager.check_room(agent)
         self.manager, self.agent, self.meta_controller = manager, agent, meta_controller
         self._factory, self._score_fn = agent_factory, score_fn
         self._stop_fn: Callable[[], None] | None = None
@@ -90,13 +102,13 @@ class PolicyManagerCallback:
     def on_dormant(self, episode_id: int) -> None:
         """A plateau: do something about it."""
         manager = self.manager
-        if self._score_fn is not None:
-            for index, agent in enumerate(manager.agents):
-                manager.record_agent_score(index, float(self._score_fn(agent)))
-        manager.auto_update_weights()
         manager.set_regime(self._detector.detect(self.history))
         trained = self.agent if self._loop is None else self._loop.agent
         changed = bool(self.history) and manager.evolve(trained, self.history[-1].primary_score)
+        before = manager.weights
+        self._score_members()  # a policy that came back brought its weights with it, and is what is scored
+        manager.auto_update_weights()
+        changed = changed or (trained is not self.agent and manager.weights != before)
         action = self._decide()
         if action == MetaAction.STOP:
             self._finish()
@@ -114,6 +126,17 @@ class PolicyManagerCallback:
             self._loop.keep_going()
 
     # -- deciding and doing --------------------------------------------------------------------------------
+
+    def _score_members(self) -> None:
+        if self._score_fn is None:
+            return
+        for index, agent in enumerate(self.manager.agents):
+            try:
+                self.manager.record_agent_score(index, float(self._score_fn(agent)))
+            finally:
+                reset_cache = getattr(agent, "reset_cache", None)
+                if reset_cache is not None:
+                    reset_cache()  # acting there must not look like experience
 
     def _decide(self) -> MetaAction:
         if self.manager.budget_exhausted:
@@ -146,12 +169,8 @@ class PolicyManagerCallback:
 
     def _made(self) -> BaseAgent:
         assert self._factory is not None
-        required = [
-            p
-            for p in inspect.signature(self._factory).parameters.values()
-            if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
-        ]
-        return self._factory(dict(self.agent.get_hyperparams().params)) if required else self._factory()
+        made: BaseAgent = another(self.agent, self._factory, getattr(self._loop, "pipeline", None))
+        return made
 
     # -- resume --------------------------------------------------------------------------------------------
 

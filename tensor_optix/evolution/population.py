@@ -16,6 +16,7 @@ from flax import struct
 
 from tensor_optix.core.search_space import SearchSpace
 from tensor_optix.optimizers.pbt import reflect
+from tensor_optix.optimizers.probes import check_knobs
 from tensor_optix.optimizers.spsa import SPSA, SPSAState, climb
 
 _COPY, _EXPLORE, _DRAW = 0, 1, 2  # what an exchange draws random numbers for
@@ -78,12 +79,13 @@ class PopulationPBT:
       quantile: share of the members, in (0, 0.5].
       perturb: half width of the move, in units of the range, in (0, 1].
       resample: probability that one hyperparameter of a copy is drawn anew from its whole range instead.
-      spread: first hyperparameters of all members but the first are drawn from a box of this share of the range around
-        the given ones, reflected at its bounds; 1 reaches all of it.
+      spread: half width, in units of the range, of the box around the given hyperparameters that the first ones of all
+        members but the first are drawn from, reflected at the bounds; 1 draws evenly from the whole range.
       copy_replay: copy the replay too, where the algorithm has one, with the environments that fill it.
 
     Raises:
-      ValueError: a setting is out of its range.
+      TypeError: a setting is of another kind.
+      ValueError: it is out of its range.
     """
 
     every: int = 4
@@ -95,6 +97,7 @@ class PopulationPBT:
     copy_replay: bool = False
 
     def __post_init__(self) -> None:
+        check_knobs(self)
         if self.every < 1:
             raise ValueError(f"every must be at least 1 evaluation, got {self.every}")
         if self.selection not in ("truncation", "binary"):
@@ -189,6 +192,9 @@ class SharedSPSA:
     """
 
     spsa: SPSA = field(default_factory=SPSA)
+
+    def __post_init__(self) -> None:
+        check_knobs(self)
 
     def init(self, space: SearchSpace, x0: jax.Array, key: jax.Array) -> SharedSPSAState:
         key, key_centre = jax.random.split(key)

@@ -15,6 +15,7 @@ from flax import struct
 
 from tensor_optix.core.types import StopReason
 from tensor_optix.evolution.decisions import Evaluations, MetaAction, MetaConfig, decide, spawn_noise, weight_noise
+from tensor_optix.optimizers.probes import check_knobs
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,8 @@ class SpawnConfig:
     """Static settings.
 
     Raises:
-      ValueError: a setting is out of its range.
+      TypeError: a setting is of another kind.
+      ValueError: it is out of its range.
     """
 
     max_spawns: int = 4  # variants that may be made of each seed
@@ -35,6 +37,7 @@ class SpawnConfig:
     copy_replay: bool = True  # a variant goes on with the replay of the policy that it is made of
 
     def __post_init__(self) -> None:
+        check_knobs(self)
         if self.max_spawns < 1:
             raise ValueError(f"max_spawns must be at least 1, got {self.max_spawns}")
         if self.max_ensemble_size < 0:

@@ -89,6 +89,7 @@ class Adaptive:
       confirmations: times in a row that another must be called before it acts.
 
     Raises:
+      TypeError: if a setting is of another kind, for example a mapping where a tuner belongs.
       ValueError: if a setting is out of its range.
     """
 
@@ -104,7 +105,7 @@ class Adaptive:
     confirmations: int = 3
 
     def __post_init__(self) -> None:
-        probes.check_finite(self)
+        probes.check_knobs(self)
         if not 8 <= self.need <= self.window:
             raise ValueError(f"8 <= need <= window must hold, got need={self.need}, window={self.window}")
         if not self.gap > 0:

@@ -46,6 +46,7 @@ class Backoff(probes.ProbeTuner[BackoffState]):
       shrink_on_improvement: True: a success shortens the step and a failure lengthens it, as release 0.8 did.
 
     Raises:
+      TypeError: if a knob is of another kind, for example a fraction where a whole number belongs.
       ValueError: if a knob is out of its range.
     """
 
@@ -58,7 +59,7 @@ class Backoff(probes.ProbeTuner[BackoffState]):
     shrink_on_improvement: bool = False
 
     def __post_init__(self) -> None:
-        probes.check_finite(self)
+        probes.check_knobs(self)
         if not 0 < self.c <= 0.5:
             raise ValueError(f"c must be in (0, 0.5], got {self.c}")
         if not 0 < self.step_min <= self.step <= self.step_max <= 1:

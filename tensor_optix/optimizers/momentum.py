@@ -46,6 +46,7 @@ class Momentum(probes.ProbeTuner[MomentumState]):
       scale_decay: decay of the running scale of the contrast.
 
     Raises:
+      TypeError: if a knob is of another kind, for example a fraction where a whole number belongs.
       ValueError: if a knob is out of its range.
     """
 
@@ -57,7 +58,7 @@ class Momentum(probes.ProbeTuner[MomentumState]):
     scale_decay: float = 0.95
 
     def __post_init__(self) -> None:
-        probes.check_finite(self)
+        probes.check_knobs(self)
         if not 0 < self.c <= 0.5:
             raise ValueError(f"c must be in (0, 0.5], got {self.c}")
         if not 0 < self.alpha <= 1:

@@ -64,6 +64,7 @@ class PBT:
       memory: decay of the running mean that scores are compared with, in [0, 1).
 
     Raises:
+      TypeError: if a knob is of another kind, for example a fraction where a whole number belongs.
       ValueError: if a knob is out of its range.
     """
 
@@ -74,7 +75,7 @@ class PBT:
     memory: float = 0.8
 
     def __post_init__(self) -> None:
-        probes.check_finite(self)
+        probes.check_knobs(self)
         if self.history < _FEW:
             raise ValueError(f"history must be at least {_FEW} periods, got {self.history}")
         if not 0 < self.quantile <= 0.5:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from typing import Any, Generic, TypeVar
 
 import jax
@@ -111,12 +111,35 @@ def check_start(space: SearchSpace, x0: jax.Array) -> None:
         raise ValueError(f"x0 must have shape ({space.dim},), one entry for each of {space.names}, got {x0.shape}")
 
 
-def check_finite(tuner: Any) -> None:
-    """ValueError if one of the numbers that a tuner is configured by is NaN or infinite."""
-    for knob in fields(tuner):
-        value = getattr(tuner, knob.name)
-        if isinstance(value, int | float) and not math.isfinite(value):
+def check_knobs(config: Any) -> None:
+    """One sentence about a field of a frozen dataclass whose value is no value of that field's kind, its default's.
+
+    Raises:
+      TypeError: it is of another kind, for example a fraction where a whole number belongs.
+      ValueError: it is NaN or infinite.
+    """
+    for knob in fields(config):
+        value = getattr(config, knob.name)
+        default = knob.default if knob.default_factory is MISSING else knob.default_factory()
+        kind, what = _kind(default)
+        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+            raise TypeError(f"{knob.name} must be {what}, got {value!r}")
+        if isinstance(value, int | float | np.number) and not math.isfinite(value):
             raise ValueError(f"{knob.name} must be finite, got {value}")
+
+
+def _kind(default: Any) -> tuple[Any, str]:
+    """What values of a field with this default are instances of, and what that is called."""
+    if isinstance(default, bool):
+        return bool, "True or False"
+    if isinstance(default, int):
+        return (int, np.integer), "a whole number"
+    if isinstance(default, float):
+        return (int, float, np.integer, np.floating), "a number"
+    if isinstance(default, str):
+        return str, f"a name such as {default!r}"
+    name = type(default).__name__
+    return type(default), f"of type {name}, for example {name}()"
 
 
 def pair(state: ProbeState, c: jax.Array | np.float32) -> tuple[jax.Array, jax.Array]:

@@ -65,6 +65,7 @@ class SPSA(probes.ProbeTuner[SPSAState]):
         scores that carry no probe.
 
     Raises:
+      TypeError: if a knob is of another kind, for example a fraction where a whole number belongs.
       ValueError: if a knob is out of its range.
     """
 
@@ -82,7 +83,7 @@ class SPSA(probes.ProbeTuner[SPSAState]):
     commit: bool = False
 
     def __post_init__(self) -> None:
-        probes.check_finite(self)
+        probes.check_knobs(self)
         for name in ("c", "c_min"):
             if not 0 < getattr(self, name) <= 0.5:
                 raise ValueError(f"{name} must be in (0, 0.5], got {getattr(self, name)}")

@@ -154,6 +154,17 @@ class TestLearning:
         assert ensemble(Chooser(), Chooser()).is_on_policy
         assert not ensemble(Chooser(), Chooser(on_policy=False)).is_on_policy
 
+    def test_members_need_not_say_whether_they_are_on_policy_nor_be_torn_down(self):
+        class Bare:
+            def act(self, observation):
+                return 0
+
+        first, last = Chooser(), Chooser()
+        agent = ensemble(first, Bare(), last)
+        assert agent.is_on_policy  # as of a `BaseAgent` that says nothing
+        agent.teardown()
+        assert (first.torn_down, last.torn_down) == (1, 1)
+
     def test_hyperparameters_are_the_primarys(self):
         first, second = Chooser(), Chooser()
         agent = ensemble(first, second)

@@ -244,6 +244,105 @@ class TestWithAnEnsemble:
         assert loop.agent.policy_manager.weights == [1.0, 1.0, 0.0]  # the best policy was saved without the variant
 
 
+class TestScoring:
+    def test_weights_follow_the_scores_also_where_the_best_policy_came_back(self, tmp_path, caplog):
+        primary, other, pm, weights = Chooser((1.0, 2.0)), Chooser((5.0, 6.0)), manager(max_spawns=2), []
+        pm.add_agent(primary)
+        pm.add_agent(other)
+
+        def score(agent):
+            return {id(primary): -10.0, id(other): 10.0}.get(id(agent), 0.0) + 0.01 * agent.logits[0]
+
+        class Looks(LoopCallback):
+            def on_dormant(self, episode_id):
+                weights.append(pm.weights)
+
+        callback = pm.as_callback(primary, Chooser, score_fn=score)
+        result = loop_of(tmp_path, EnsembleAgent(pm, primary), [0.0, 5.0, 3.0], [callback, Looks()]).run()
+        assert not result.callback_failures
+        assert [len(row) for row in weights] == [3, 4, 4]  # two variants joined, the last time none
+        for row in weights:
+            assert row[0] < 0.5 < 1.5 < row[1]
+        assert weights[1][0] < weights[1][2] < weights[1][1]  # the first variant is scored with the others
+        assert "weight=1.0000" not in reports(caplog)[0].getMessage()
+
+    def test_the_policies_that_came_back_are_what_is_scored(self, tmp_path):
+        agent, pm, scored = Chooser(learning_rate=0.5), manager(max_spawns=1), []
+
+        def score(member):
+            scored.append(member.logits.copy())
+            return 1.0
+
+        loop = loop_of(tmp_path, agent, [0.0, 5.0, 3.0], [pm.as_callback(agent, Chooser, score_fn=score)])
+        loop.run()
+        best = Chooser()
+        best.load_weights(loop.best_snapshot.weights_path)
+        np.testing.assert_array_equal(scored[0], best.logits)
+
+    @pytest.mark.parametrize("fails", [False, True])
+    def test_what_members_did_there_is_no_experience(self, tmp_path, fails):
+        class Remembers(Chooser):
+            cached, found = 0, ()
+
+            def act(self, observation):
+                self.cached += 1
+                return super().act(observation)
+
+            def reset_cache(self):
+                self.cached = 0
+
+            def learn(self, episode_data):
+                self.found = (*self.found, self.cached)
+                return super().learn(episode_data)
+
+        def score(member):
+            action = float(member.act(np.zeros(1)))
+            if fails:
+                raise RuntimeError("no score")
+            return action
+
+        agent, pm = Remembers(), manager(max_spawns=2)
+        callback = pm.as_callback(agent, Remembers, Says(MetaAction.NO_OP, MetaAction.STOP), score_fn=score)
+        result = loop_of(tmp_path, agent, SCORES, [callback], max_episodes=30).run()
+        assert bool(result.callback_failures) == fails
+        assert set(agent.found) == {0}
+        assert agent.cached == 0
+
+    def test_an_ensemble_that_is_weighed_anew_is_another_policy(self, tmp_path):
+        """What the evaluator gathered of the old one is forgotten, also where nothing is spawned."""
+        primary, other, pm, told = Chooser(), Chooser(), manager(), []
+        pm.add_agent(primary)
+        pm.add_agent(other)
+        values = iter([1.0, 2.0] + [3.0, 3.0] * 9)
+        meta = Says(MetaAction.NO_OP, MetaAction.STOP)
+        callback = pm.as_callback(primary, Chooser, meta, score_fn=lambda agent: next(values))
+        loop = loop_of(tmp_path, EnsembleAgent(pm, primary), SCORES, [callback])
+        forget, loop.policy_changed = loop.policy_changed, lambda: (told.append(pm.weights), forget())
+        assert not loop.run().callback_failures
+        assert len(told) == 1
+        assert told[0][0] < told[0][1]
+
+
+class TestRefusals:
+    @pytest.mark.parametrize("name", ["agent_factory", "score_fn"])
+    def test_what_is_no_function(self, name):
+        with pytest.raises(TypeError, match=f"{name} must be a function, got 3"):
+            manager().as_callback(Chooser(), **{name: 3})
+
+    def test_an_ensemble_in_which_no_variant_could_stay(self):
+        agent, other, pm = Chooser(), Chooser(), manager(max_spawns=3, max_ensemble_size=1)
+        with pytest.raises(ValueError, match=r"max_ensemble_size=1 .* give at least 2, or no agent_factory"):
+            pm.as_callback(agent, Chooser)
+        pm.as_callback(agent)  # nothing is spawned
+        manager(max_spawns=0, max_ensemble_size=1).as_callback(agent, Chooser)
+        manager(max_ensemble_size=2).as_callback(agent, Chooser)
+        two = manager(max_ensemble_size=2)
+        two.keep(other)
+        with pytest.raises(ValueError, match="give at least 3"):
+            two.as_callback(agent, Chooser)
+        two.as_callback(other, Chooser)
+
+
 class TestResume:
     def test_a_state_is_plain_and_comes_back(self, tmp_path):
         def fresh(directory):

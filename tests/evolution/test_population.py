@@ -134,8 +134,12 @@ class TestPBT:
         assert (x[:, 0] == np.float32(0.9)).all()
         assert x[:, 1:].min() < 0.05
         assert x[:, 1:].max() > 0.95
-        narrow = start(PopulationPBT(spread=0.1), 9).x
-        assert np.abs(narrow - 0.5).max() <= 0.1
+        narrow = np.abs(start(PopulationPBT(spread=0.1), 200).x[1:] - 0.5)
+        assert 0.09 < narrow.max() <= 0.1  # a half width
+        # Of 400 uniform draws in a tenth of the range each lies within 4.5 standard errors (0.015) of its share.
+        whole = np.asarray(start(rule, 401, at=0.9).x[1:, 0])
+        np.testing.assert_allclose([(whole < edge).mean() for edge in np.arange(0.1, 1.0, 0.1)],
+                                   np.arange(0.1, 1.0, 0.1), atol=0.11)  # fmt: skip
 
     def test_bad_settings(self):
         for settings, words in (
@@ -147,9 +151,15 @@ class TestPBT:
         ):
             with pytest.raises(ValueError, match=words):
                 PopulationPBT(**settings)
+        with pytest.raises(TypeError, match="every must be a whole number"):
+            PopulationPBT(every=2.5)
 
 
 class TestSharedSPSA:
+    def test_a_mapping_is_no_tuner(self):
+        with pytest.raises(TypeError, match=r"spsa must be of type SPSA, for example SPSA\(\), got \{'c': 0.1\}"):
+            SharedSPSA({"c": 0.1})
+
     def test_pairs_probe_on_both_sides_at_the_same_time(self):
         state = start(SharedSPSA(), 5)
         x = np.asarray(SharedSPSA().first(state))

@@ -70,15 +70,32 @@ def test_a_variant_lost_to_nan_is_replaced():
     assert (int(made.action), int(made.newest)) == (MetaAction.SPAWN, 1)
 
 
-@pytest.mark.parametrize(("scale", "offset"), [(1e-3, 0.0), (1e4, 0.0)])
-def test_the_plan_does_not_depend_on_the_unit_of_scores(scale, offset):
-    rng = np.random.default_rng(0)
-    for trend in (0.0, 0.05, 1.0):
-        scores = 5 + rng.normal(size=12) + trend * np.arange(12)
-        one = plan(CONFIG, told([CONVERGED, WAITS, WAITS, WAITS], [50, 0, 0, 0], scores=scores))
-        other = plan(CONFIG, told([CONVERGED, WAITS, WAITS, WAITS], [50, 0, 0, 0], scores=scale * scores + offset))
-        assert one.action == other.action
-        np.testing.assert_allclose(one.noise, other.noise, rtol=1e-3)
+@pytest.mark.parametrize("scale", [1e-3, 2.0**-20, 1e4, 2.0**40])
+@pytest.mark.parametrize("level", [5.0, -40.0, 0.0])
+def test_the_plan_does_not_depend_on_the_unit_of_scores(scale, level):
+    """What a score of zero means is another matter: rises are shares of the level, so an offset is none of a unit."""
+    rng, reasons, windows = np.random.default_rng(0), [CONVERGED, CONVERGED, WAITS, WAITS], [50, 40, 0, 0]
+    best, actions, noises = np.array([1.0, 3.0, 9.0, 9.0]), set(), set()
+    for trend in (0.0, 0.3, 10.0):
+        scores = level + rng.normal(size=12) + trend * np.arange(12)
+        one = plan(CONFIG, told(reasons, windows, scores, best))
+        other = plan(CONFIG, told(reasons, windows, scale * scores, scale * best))
+        for name in ("action", "asked", "newest", "parent", "remaining"):
+            assert getattr(one, name) == getattr(other, name), name
+        for name in ("noise", "weight_noise"):
+            np.testing.assert_allclose(getattr(one, name), getattr(other, name), rtol=1e-3)
+        actions.add(int(one.action))
+        noises.add(float(one.noise))
+    assert actions == {MetaAction.SPAWN, MetaAction.NO_OP}  # so that there is something to differ in
+    assert len(noises) > 1
+
+
+@pytest.mark.parametrize(("scale", "offset"), [(1.0, -100.0), (1e-3, 7.0), (1e4, -3e4)])
+def test_the_parent_is_the_best_at_any_unit_and_offset(scale, offset):
+    reasons, windows = [CONVERGED, CONVERGED, CONVERGED, WAITS], [50, 40, 30, 0]
+    for best in ([1.0, 3.0, 2.0, 9.0], [-1.0, -3.0, -2.0, 0.0], [0.0, 0.0, 0.5, 0.0]):
+        made = plan(CONFIG, told(reasons, windows, best=scale * np.array(best) + offset))
+        assert int(made.parent) == int(np.argmax(best[:3]))
 
 
 @pytest.mark.parametrize(
@@ -95,4 +112,13 @@ def test_the_plan_does_not_depend_on_the_unit_of_scores(scale, offset):
 )
 def test_settings_out_of_range_are_refused(setting, value, said):
     with pytest.raises(ValueError, match=said):
+        dataclasses.replace(CONFIG, **{setting: value})
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "said"),
+    [("max_spawns", "3", "a whole number"), ("window", 3.5, "a whole number"), ("copy_replay", 1, "True or False")],
+)
+def test_settings_of_another_kind_are_refused(setting, value, said):
+    with pytest.raises(TypeError, match=f"{setting} must be {said}, got {value!r}"):
         dataclasses.replace(CONFIG, **{setting: value})

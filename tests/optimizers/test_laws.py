@@ -1,6 +1,8 @@
 """What holds for every tuner."""
 
+import dataclasses
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +11,7 @@ import pytest
 
 from tensor_optix.core.base_optimizer import Tuner
 from tensor_optix.core.search_space import from_unit, search_space, to_unit
-from tensor_optix.optimizers import TUNERS
+from tensor_optix.optimizers import SPSA, TUNERS
 from tests.optimizers.tuner_parts import (
     Objective,
     call,
@@ -48,6 +50,21 @@ def test_is_a_tuner(tuner):
     assert isinstance(tuner, Tuner)
     assert hash(tuner) == hash(type(tuner)())
     assert tuner == type(tuner)()
+
+
+@ALL
+def test_a_knob_of_another_kind_is_refused_in_one_sentence(tuner):
+    wrong = {bool: (1, "yes"), int: (3.5, "3", True), float: ("0.1", None, True, [0.1])}
+    for knob in dataclasses.fields(tuner):
+        kind = type(getattr(tuner, knob.name))
+        for value in wrong.get(kind, ({}, {"c": 0.1}, None, SPSA)):
+            with pytest.raises(TypeError, match=f"^{knob.name} must be .*, got {re.escape(repr(value))}$"):
+                dataclasses.replace(tuner, **{knob.name: value})
+        if kind is float:
+            with pytest.raises(ValueError, match=f"^{knob.name} must be finite, got nan$"):
+                dataclasses.replace(tuner, **{knob.name: float("nan")})
+            same_value = np.float64(getattr(tuner, knob.name))
+            assert dataclasses.replace(tuner, **{knob.name: same_value}) == tuner
 
 
 @ALL
