@@ -6,6 +6,7 @@ directory of the run's own, diagnostics. Nothing is decided here.
 
 from __future__ import annotations
 
+import logging
 import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -18,14 +19,16 @@ from tensor_optix.core.base_evaluator import BaseEvaluator
 from tensor_optix.core.base_optimizer import BaseOptimizer
 from tensor_optix.core.base_pipeline import BasePipeline
 from tensor_optix.core.diagnostic_controller import DiagnosticController
-from tensor_optix.core.types import LoopState, PolicySnapshot
+from tensor_optix.core.types import LoopState, PolicySnapshot, StopReason
 from tensor_optix.host_defaults import rule_for, tuner_for
+from tensor_optix.loop.agent_numbers import numeric
 from tensor_optix.loop.checkpoint_registry import CheckpointRegistry
-from tensor_optix.loop.events import LoopCallback
 from tensor_optix.loop.host import LoopController
-from tensor_optix.loop.host_checks import check_budget
+from tensor_optix.loop.host_checks import check_agent, check_budget, check_callback, check_callbacks
+from tensor_optix.loop.host_fit import check_fit
 from tensor_optix.loop.host_result import HostResult
 from tensor_optix.loop.host_run import SAVE_EVERY_S, HostRun
+from tensor_optix.loop.optional_parts import release
 from tensor_optix.loop.run_dir import RunDir
 from tensor_optix.loop.run_manifest import user_entries
 from tensor_optix.pipeline.batch import BatchPipeline
@@ -34,6 +37,8 @@ from tensor_optix.trials.factories import made, made_agent
 
 if TYPE_CHECKING:
     from tensor_optix.trials.first import TrialsFirst
+
+_log = logging.getLogger(__name__)
 
 
 class RLOptimizer:
@@ -140,6 +145,8 @@ class RLOptimizer:
     ) -> None:
         _one_of("agent", agent, "agent_factory", agent_factory)
         _one_of("pipeline", pipeline, "pipeline_factory", pipeline_factory)
+        if agent is not None:
+            check_agent(agent)
         if val_pipeline is not None and val_pipeline_factory is not None:
             raise TypeError("RLOptimizer takes either val_pipeline or val_pipeline_factory, not both")
         if param_space is None and trial_agent_factory is not None:
@@ -184,8 +191,7 @@ class RLOptimizer:
         self._factories = agent_factory, pipeline_factory, val_pipeline_factory
         self._resume_from, self._save_every = resume_from, save_every
         self._manifest = user_entries(manifest or {})
-        if isinstance(callbacks, LoopCallback):
-            raise TypeError(f"callbacks must be a list of callbacks, got {callbacks!r}")
+        check_callbacks(callbacks)
         check_budget(max_episodes)
         self._callbacks: list[Any] = list(callbacks or ())
         self._loop_arguments: dict[str, Any] = {
@@ -217,7 +223,8 @@ class RLOptimizer:
                 {"evaluator": evaluator, "optimizer": optimizer, "checkpoint_score_fn": checkpoint_score_fn},
                 seed,
             )
-        self.run_dir: Path | None = None  # from `run` on
+        self._run_dir: Path | None = None
+        self._unbegun: HostResult | None = None  # of a run whose search was stopped
         self._controller: LoopController | None = None
         self._stop_asked = False
 
@@ -238,7 +245,12 @@ class RLOptimizer:
     @property
     def result(self) -> HostResult | None:
         """What the run came to, None before its end."""
-        return None if self._controller is None else self._controller.result
+        return self._unbegun if self._controller is None else self._controller.result
+
+    @property
+    def run_dir(self) -> Path | None:
+        """The run's own directory in `checkpoint_dir`: what `resume_from` takes to go on with it. None before `run`."""
+        return self._run_dir
 
     @property
     def registry(self) -> CheckpointRegistry | None:
@@ -247,12 +259,17 @@ class RLOptimizer:
 
     def add_callback(self, callback: Any) -> None:
         """One more, called after the others; from the next run on, or at once in a running one."""
+        check_callback(callback)
         self._callbacks.append(callback)
         if self._controller is not None:
             self._controller.add_callback(callback)
 
     def stop(self) -> None:
-        """Stop after the window in progress. Safe to call from callbacks and other threads, also before `run`."""
+        """Stop after the window in progress. Safe to call from callbacks and other threads, also before `run`.
+
+        A search over trials ends with the trial in progress given up; the run then ends as it begins, with the best
+        trial's policy, or without any where no trial was complete.
+        """
         self._stop_asked = True
         if self._search is not None:
             self._search.stop()
@@ -270,11 +287,25 @@ class RLOptimizer:
             self._controller.keep_going()
 
     def run(self) -> HostResult:
-        """Train to the end; the best policy is in the agent afterwards. What happened is in the result."""
-        self._make_what_is_missing()
+        """Train to the end; the best policy is in the agent afterwards. What happened is in the result.
+
+        Raises:
+            ValueError: agent and pipeline do not fit each other; nothing has been written yet.
+        """
+        try:
+            self._make_what_is_missing()
+        except RuntimeError as error:
+            if not self._stop_asked or self._search is None or self._search.manifest:
+                raise
+            return self._without_begin(error)
         assert self.agent is not None
+        try:
+            check_fit(self.agent, self.pipeline, self.val_pipeline)
+        except BaseException:
+            release(self.pipeline, self.val_pipeline)
+            raise
         if self.optimizer is None:
-            self.optimizer = tuner_for(self.agent)
+            self.optimizer = _tuner(self.agent)
         directory, result = self._open_directory(), None
         keeper = HostRun(directory, self._max_snapshots, self._save_every, resuming=self._resume_from is not None)
         try:
@@ -287,6 +318,14 @@ class RLOptimizer:
             keeper.finish(result)
         return result
 
+    def _without_begin(self, error: RuntimeError) -> HostResult:
+        """The result of a run whose search was stopped before it had anything to begin with."""
+        self._stop_asked, self._controller = False, None
+        notes = ["the search was stopped before a trial was complete: there is no policy"]
+        notes += [str(error)] if " failed; " in str(error) else []  # of the trials until then
+        self._unbegun = HostResult(StopReason.INTERRUPTED, 0, [], None, notes=notes)
+        return self._unbegun
+
     def _new_controller(self, keeper: HostRun) -> LoopController:
         assert self.agent is not None
         controller = LoopController(
@@ -296,7 +335,7 @@ class RLOptimizer:
             optimizer=self.optimizer,
             checkpoint_registry=keeper.registry,
             backoff_scheduler=self.scheduler,
-            callbacks=[keeper.recorder, *self._callbacks, *self._agents_own()],
+            callbacks=[keeper.recorder, *self._callbacks],
             val_pipeline=self.val_pipeline,
             diagnostic_controller=self.diagnostics,
             keeper=keeper,
@@ -304,10 +343,6 @@ class RLOptimizer:
         )
         keeper.attach(controller)
         return controller
-
-    def _agents_own(self) -> list[Any]:
-        """Callbacks that the agent brings along, but for those that were handed over anyway."""
-        return [each for each in getattr(self.agent, "callbacks", ()) if each not in self._callbacks]
 
     def _make_what_is_missing(self) -> None:
         make_agent, make_pipeline, make_validation = self._factories
@@ -319,6 +354,7 @@ class RLOptimizer:
             self.pipeline = made(make_pipeline, params)
         if self.agent is None and make_agent is not None:
             self.agent = made_agent(make_agent, params, self.pipeline)
+            check_agent(self.agent)
             self.scheduler.configure(rule_for(self.agent, self._scheduler_settings))
             if self._search is not None:
                 self._search.warm_start(self.agent)
@@ -332,7 +368,7 @@ class RLOptimizer:
         else:
             entries = {**self._manifest, "config": self._facts(), "seeds": []}
             directory = RunDir.create(_fresh(self.checkpoint_dir), entries)
-        self.run_dir = directory.path
+        self._run_dir = directory.path
         return directory
 
     def _facts(self) -> dict[str, Any]:
@@ -352,7 +388,7 @@ class Optimizer(RLOptimizer):
 
     Args:
         agent: any `BaseAgent`.
-        env: a Gymnasium environment, its id, or a function that makes one.
+        env: a Gymnasium environment, its id, or a function (or class) that makes one.
         n_envs: environments side by side; above 1 each is made by the function (or by the environment's own spec).
         window_size: steps of all environments together in a window; by default as long as the task needs
             (`optimal_window_size`).
@@ -374,6 +410,7 @@ class Optimizer(RLOptimizer):
     ) -> None:
         if n_envs < 1:
             raise ValueError(f"n_envs must be at least 1, got {n_envs}")
+        check_agent(agent)
         seed = settings.get("seed", 0)
         super().__init__(
             agent=agent,
@@ -390,7 +427,7 @@ def _pipeline(agent: BaseAgent, env: Any, n_envs: int, window_size: int | None, 
     from tensor_optix.factory import algorithm_of, optimal_window_size
 
     make = _maker(env, n_envs)
-    first = env if hasattr(env, "step") else make()
+    first = env if _is_environment(env) else make()
     size = window_size or optimal_window_size(first, algorithm_of(agent))
     if n_envs == 1:
         return BatchPipeline(env=first, agent=agent, window_size=size, seed=seed)
@@ -405,7 +442,7 @@ def _maker(env: Any, n_envs: int) -> Callable[[], Any]:
 
     if isinstance(env, str):
         return lambda: gymnasium.make(env)
-    if not hasattr(env, "step"):
+    if not _is_environment(env):
         if not callable(env):
             raise TypeError(f"env must be a Gymnasium environment, its id or a function that makes one, got {env!r}")
         return env
@@ -413,6 +450,27 @@ def _maker(env: Any, n_envs: int) -> Callable[[], Any]:
     if n_envs > 1 and spec is None:
         raise TypeError(f"n_envs={n_envs} needs more of the environment: give a function that makes one instead of it")
     return lambda: gymnasium.make(spec)  # type: ignore[arg-type]
+
+
+def _is_environment(env: Any) -> bool:
+    """It can be stepped; a class makes what can."""
+    return hasattr(env, "step") and not isinstance(env, type)
+
+
+def _tuner(agent: BaseAgent) -> BaseOptimizer | None:
+    """The default one; None for an agent that does not say what may be tuned."""
+    if getattr(agent, "default_param_bounds", None):
+        return tuner_for(agent)
+    first = next(iter(numeric(agent.get_hyperparams().params)), None)
+    if first is not None:
+        _log.warning(
+            "%s names no default_param_bounds, so no hyperparameter is tuned; give the class some, "
+            "default_param_bounds = {%r: (lowest, highest)}, or give optimizer=SPSAOptimizer({%r: (lowest, highest)})",
+            type(agent).__name__,
+            first,
+            first,
+        )
+    return None
 
 
 def _one_of(name: str, given: Any, factory_name: str, factory: Any) -> None:

@@ -38,6 +38,7 @@ class TestBeforeTheRun:
     def test_everything_can_be_asked(self, tmp_path):
         opt = optimizer(tmp_path)
         assert (opt.state, opt.best_snapshot, opt.result, opt.registry) == (LoopState.ACTIVE, None, None, None)
+        assert opt.run_dir is None
         assert opt.scheduler is opt._scheduler
         assert not (tmp_path / "runs").exists()
 
@@ -132,6 +133,16 @@ class TestSettings:
         opt = optimizer(tmp_path, Few(rate=1e-2, other=0.5), max_episodes=1)
         opt.run()
         assert opt.optimizer.space.names == ("other",)
+
+    @pytest.mark.parametrize(("agent", "count"), [(Plain, 1), (Tuned, 0)])
+    def test_an_agent_without_bounds_is_told_once_what_its_author_can_do(self, tmp_path, caplog, agent, count):
+        with caplog.at_level("WARNING"):
+            optimizer(tmp_path, agent=agent(rate=0.01), max_episodes=2).run()
+        said = [record.getMessage() for record in caplog.records if "no hyperparameter is tuned" in record.getMessage()]
+        assert len(said) == count
+        assert all(
+            text.startswith("Plain names no default_param_bounds, so no hyperparameter is tuned;") for text in said
+        )
 
     def test_an_agent_from_a_factory_is_asked_too(self, tmp_path):
         class Slow(Plain):
@@ -526,6 +537,13 @@ class TestOptimizer:
     def test_several_environments(self, tmp_path, env):
         opt = Optimizer(Plain(), env, n_envs=4, window_size=64, checkpoint_dir=tmp_path, max_episodes=2)
         assert (opt.pipeline.n_envs, opt.pipeline.window_size) == (4, 16)
+        assert opt.run().windows == 2
+
+    @pytest.mark.parametrize("n_envs", [1, 2])
+    def test_a_class_makes_environments(self, tmp_path, n_envs):
+        from gymnasium.envs.classic_control import CartPoleEnv
+
+        opt = Optimizer(Plain(), CartPoleEnv, n_envs, window_size=64, checkpoint_dir=tmp_path, max_episodes=2)
         assert opt.run().windows == 2
 
     def test_settings_pass_through(self, tmp_path):

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from tensor_optix.algorithms.host_ppo import tell_unknown
 from tensor_optix.algorithms.off_policy_config import PRIORITY_HYPERPARAMS, PRIORITY_LIMITS
 
 # Of collecting, storing and drawing; an agent's own defaults may differ.
@@ -63,8 +64,9 @@ class Table:
     def complete(self, params: Mapping[str, Any]) -> dict[str, Any]:
         """`params` over the defaults, aliases under our names; unknown names are kept for whoever reads them.
 
-        TypeError for a value that is not a number, ValueError for one out of its limits.
+        They are warned of once. TypeError for a value that is not a number, ValueError for one out of its limits.
         """
+        tell_unknown(params, self.names, "the agent")
         given = {name: value for name, value in params.items() if ALIASES.get(name) not in self.defaults}
         given |= {ALIASES[name]: value for name, value in params.items() if ALIASES.get(name) in self.defaults}
         result = {**self.defaults, **given}

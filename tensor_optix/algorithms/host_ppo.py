@@ -8,7 +8,9 @@ leaves no trace, and a window that somebody else collected is learned from like 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import difflib
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,13 +51,35 @@ PARAM_BOUNDS: dict[str, tuple[float, float]] = {
 }
 LOG_PARAMS = frozenset({"learning_rate"})
 _COUNTS = ("n_epochs", "minibatch_size")
+_READ_BY_SOME = ("adam_eps",)  # by agents in JAX, who have a default of their own
+_SHORT = {"lr": "learning_rate"}  # too short to be close to what it means
+
+_log = logging.getLogger(__name__)
+_told: set[tuple[str, str]] = set()  # (algorithm, unknown name): once in a process, not for every trial's agent
 
 
 def complete(params: Mapping[str, Any]) -> dict[str, Any]:
-    """`params` over the defaults; names that PPO does not know are kept for whoever reads them.
+    """`params` over the defaults; names that PPO does not know are kept for whoever reads them, and warned of once.
 
     TypeError for a value that is not a number, ValueError for one out of its limits.
     """
+    tell_unknown(params, (*DEFAULTS, *_READ_BY_SOME), "PPO")
+    return _complete(params)
+
+
+def tell_unknown(params: Iterable[str], known: Iterable[str], algorithm: str) -> None:
+    """Warn of names that `algorithm` does not read, each of them once."""
+    names = list(known)
+    for name in params:
+        if name in names or (algorithm, name) in _told:
+            continue
+        _told.add((algorithm, name))
+        close = [_SHORT[name]] if name in _SHORT else difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+        hint = f"did you mean {close[0]!r}?" if close else f"it reads {', '.join(names)}"
+        _log.warning("unknown hyperparameter %r is kept but %s does not read it; %s", name, algorithm, hint)
+
+
+def _complete(params: Mapping[str, Any]) -> dict[str, Any]:
     result = {**DEFAULTS, **params}
     for name, (low, high) in LIMITS.items():
         value = result[name]
@@ -69,7 +93,8 @@ def complete(params: Mapping[str, Any]) -> dict[str, Any]:
 
 def complete_with_steps(params: Mapping[str, Any], defaults: Mapping[str, Any], name: str) -> dict[str, Any]:
     """`complete` over other defaults, one of which, `name`, is a number of steps: 1 to 1 000 000, made whole."""
-    result = complete({**defaults, **params})
+    tell_unknown(params, (*DEFAULTS, *defaults, name, *_READ_BY_SOME), "the agent")
+    result = _complete({**defaults, **params})
     value, most = result[name], 1_000_000
     if isinstance(value, bool) or not isinstance(value, int | float | np.number):
         raise TypeError(f"{name} must be a number, got {value!r}")

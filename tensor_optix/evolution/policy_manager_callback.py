@@ -190,9 +190,14 @@ class PolicyManagerCallback:
             },
         }
 
+    def has_more(self, state: Mapping[str, Any]) -> bool:
+        """Whether a run that ended with this saved `state_dict`, for its spawns were made, may make more now."""
+        limit, made = self.manager.max_spawns, int(state["manager"]["spawn_count"])
+        return self._factory is not None and (limit is None or made < limit)
+
     def load_state_dict(self, state: Mapping[str, Any]) -> list[str]:
         """Take over a saved `state_dict`: variants are made by the factory. Sentences about what could not be."""
-        self._reported = bool(state["reported"])
+        self._reported = bool(state["reported"]) and not self.has_more(state)
         self.history = [
             EvalMetrics(float(m["primary_score"]), dict(m["metrics"]), int(m["episode_id"]), float(m["timestamp"]))
             for m in state["history"]

@@ -16,6 +16,7 @@ import numpy as np
 from tensor_optix.core.base_evaluator import BaseEvaluator
 from tensor_optix.core.types import EpisodeData, EvalMetrics
 
+PER_RETURN, PER_STEP = "episode return", "reward per step"  # units of a score
 PATIENCE = 10  # windows without the end of an episode, from the start, after which the source counts as a stream
 
 
@@ -89,7 +90,7 @@ class EpisodeEvaluator(BaseEvaluator):
         self._lengths: list[int] = []
         self._windows = 0
         self._observed: EpisodeData | None = None
-        self.unit: str | None = None  # "episode return" or "reward per step", from the first score on
+        self.unit: str | None = None  # PER_RETURN or PER_STEP, from the first score on
 
     def observe(self, episode_data: EpisodeData) -> None:
         returns, lengths = self._train.update(episode_data)
@@ -154,8 +155,8 @@ class EpisodeEvaluator(BaseEvaluator):
             bare = "extrinsic_rewards" not in data.metadata
             scored = data if bare else dataclasses.replace(data, rewards=rewards.tolist())
             return {**facts, "primary_score": float(self.primary_score_fn(scored)), "unit": "primary_score_fn"}
-        if returns and self.unit != "reward per step":
-            self.unit = "episode return"
+        if returns and self.unit != PER_STEP:
+            self.unit = PER_RETURN
             return {
                 **facts,
                 "primary_score": float(np.mean(returns)),
@@ -163,7 +164,7 @@ class EpisodeEvaluator(BaseEvaluator):
                 "unit": self.unit,
             }
         if self.unit is None and self._windows >= PATIENCE:
-            self.unit = "reward per step"
-        if self.unit == "reward per step" and len(rewards):
+            self.unit = PER_STEP
+        if self.unit == PER_STEP and len(rewards):
             return {**facts, "primary_score": facts["mean_reward"], "unit": self.unit}
         return None

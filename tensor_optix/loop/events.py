@@ -172,12 +172,26 @@ class CallbackList:
     goes on; the callback is still called afterwards. Any object with some of the hooks will do.
     """
 
-    def __init__(self, callbacks: Sequence[Any] = ()) -> None:
+    def __init__(self, callbacks: Sequence[Any] = (), agents_own: Iterable[Any] = ()) -> None:
+        """agents_own: come after the others, but for those that are among them anyway."""
         self.callbacks = list(callbacks)
+        for callback in agents_own:
+            self.add(callback)
         self.failures: list[CallbackFailure] = []
         self._failure_of: dict[int, CallbackFailure] = {}  # position in `callbacks` -> its failure
         self._hyperparams: dict[int, dict[str, Any]] = {}  # member -> those of its last replayed window
         self._states: dict[int, LoopState] = {}  # member -> the state last told
+
+    def named(self) -> dict[str, Any]:
+        """Each by the name that its state is kept under."""
+        return {f"callback {i} ({type(callback).__name__})": callback for i, callback in enumerate(self.callbacks)}
+
+    def add(self, callback: Any) -> bool:
+        """One more, called after the others; False if it is among them already."""
+        if any(callback is each for each in self.callbacks):
+            return False
+        self.callbacks.append(callback)
+        return True
 
     def call(self, hook: str, *args: Any) -> None:
         """Call `hook` of every callback that has it."""

@@ -22,7 +22,7 @@ from tensor_optix.core.base_agent import BaseAgent
 from tensor_optix.core.base_evaluator import BaseEvaluator
 from tensor_optix.core.base_optimizer import BaseOptimizer
 from tensor_optix.core.base_pipeline import BasePipeline
-from tensor_optix.core.search_space import SearchSpace, with_integers
+from tensor_optix.core.search_space import SearchSpace
 from tensor_optix.core.types import (
     EpisodeData,
     EvalMetrics,
@@ -38,8 +38,11 @@ from tensor_optix.loop.collection import Collection
 from tensor_optix.loop.episode_returns import EpisodeEvaluator
 from tensor_optix.loop.events import CallbackList
 from tensor_optix.loop.host_brain import HostBrain, Verdict
-from tensor_optix.loop.host_checks import check_arguments
-from tensor_optix.loop.host_result import HostResult, closing_notes
+from tensor_optix.loop.host_checks import check_arguments, check_callback
+from tensor_optix.loop.host_end import concluded
+from tensor_optix.loop.host_faults import FaultCount
+from tensor_optix.loop.host_fit import check_fit
+from tensor_optix.loop.host_result import HostResult
 from tensor_optix.loop.host_state import put_back, stateful
 from tensor_optix.loop.hyperparams import Hyperparams
 from tensor_optix.loop.judging import Judge, smoothed
@@ -47,6 +50,7 @@ from tensor_optix.loop.keeper import Keeper
 from tensor_optix.loop.optional_parts import call_if_there, release, set_up
 from tensor_optix.loop.signals import asking_on_signals
 from tensor_optix.loop.verbose import VerboseLog
+from tensor_optix.optimizers.shell import TunerOptimizer
 
 _log = logging.getLogger(__name__)
 
@@ -65,8 +69,8 @@ class LoopController:
             for agents that are not on-policy, whose replay is of other policies.
         improvement_margin: score units that a new best must exceed the old one by.
         max_episodes: budget in windows.
-        callbacks: `LoopCallback`s, or anything with some of their hooks. One that has `set_loop` is handed this
-            controller before the run begins, to stop it or keep it going.
+        callbacks: `LoopCallback`s, or anything with some of their hooks; after them those in `agent.callbacks`, each
+            once. One that has `set_loop` is handed this controller before the run begins, to stop it or keep it going.
         val_pipeline: windows that are not learned from; where given they decide.
         checkpoint_score_fn: agent -> score; where given it decides.
         score_smoothing: evaluations whose mean is told to the brain.
@@ -108,7 +112,7 @@ class LoopController:
         seed: int = 0,
         keeper: Keeper | None = None,
     ) -> None:
-        check_arguments(pipeline, callbacks, max_episodes, score_smoothing, checkpoint_registry)
+        check_arguments(agent, pipeline, callbacks, max_episodes, score_smoothing, checkpoint_registry)
         assert pipeline is not None
         self.agent, self.pipeline, self.val_pipeline = agent, pipeline, val_pipeline
         self.evaluator = evaluator if evaluator is not None else EpisodeEvaluator()
@@ -121,13 +125,13 @@ class LoopController:
             self.scheduler.config = dataclasses.replace(
                 self.scheduler.config, min_consecutive_degradations=min_consecutive_degradations
             )
-        self.callbacks = CallbackList(callbacks or ())
+        self.callbacks = CallbackList(callbacks or (), getattr(agent, "callbacks", ()))
         self.diagnostic_controller, self.score_smoothing = diagnostic_controller, score_smoothing
         self._judge = Judge(agent, self.evaluator, val_pipeline, checkpoint_score_fn)
         self.cv_threshold, self.gap_threshold = cv_threshold, gap_threshold
         self._verbose = VerboseLog(verbose, verbose_log_file)
         self._keeper = keeper
-        self._collection = Collection()
+        self._collection, self._faults = Collection(), FaultCount(pipeline, val_pipeline)
         self._kept = False  # the keeper has what it needs to go on from the end
         self._newest: tuple[EpisodeData, dict[str, Any]] | None = None  # window and what learning from it reported
         self._whole = False  # agent, brain and history belong to the same instant
@@ -139,9 +143,10 @@ class LoopController:
         self._stop_as: StopReason | None = None  # why somebody called `stop`, where that was said
         self._policies = BestPolicy(agent, self.registry, self._note)
 
-        tuner = getattr(optimizer, "tuner", None)  # a pure tuner runs inside the brain, another beside it
-        params = agent.get_hyperparams().params
-        space = with_integers(optimizer.space, params) if tuner is not None else SearchSpace()  # type: ignore[union-attr]
+        params, tuner, space = agent.get_hyperparams().params, None, SearchSpace()
+        key = jax.random.key(seed)
+        if isinstance(optimizer, TunerOptimizer) and optimizer.is_pure:  # it runs inside the brain, another beside it
+            tuner, space, key = optimizer.tuner, optimizer.space_of(params), optimizer.key_in(key)
         config = AutonomyConfig(
             scheduler=self.scheduler.config,
             tuner=tuner if space.dim else None,
@@ -153,7 +158,7 @@ class LoopController:
         self.brain = HostBrain(
             config,
             numeric(params),
-            jax.random.key(seed),
+            key,
             NO_LIMIT if max_episodes is None else max_episodes,
             math.inf if target_score is None else float(target_score),
         )
@@ -179,9 +184,9 @@ class LoopController:
         self._stop_asked = True
 
     def add_callback(self, callback: Any) -> None:
-        """One more, called after the others, from now on."""
-        self.callbacks.callbacks.append(callback)
-        if self._begun:
+        """One more, called after the others, from now on; an agent's own are called anyway."""
+        check_callback(callback)
+        if self.callbacks.add(callback) and self._begun:
             call_if_there(callback, "set_loop", self)
 
     def policy_changed(self) -> None:
@@ -220,22 +225,8 @@ class LoopController:
             finally:
                 self.seconds["total"] += time.perf_counter() - began
                 self.seconds["collect"] += self._collection.seconds
-                self.notes += closing_notes(
-                    reason,
-                    self.history[-self.scheduler.config.trend_window :],
-                    self.best_snapshot,
-                    self.cv_threshold,
-                    self.gap_threshold,
-                )
-                self.result = HostResult(
-                    reason,
-                    self.brain.window,
-                    self.history,
-                    self.best_snapshot,
-                    self.callbacks.failures,
-                    self.notes,
-                    self.seconds,
-                )
+                run_dir = getattr(self._keeper, "run_dir", None)
+                self.result = concluded(self, reason, self._faults.notes(), run_dir)
                 self.callbacks.call("on_loop_stop")
         return self.result
 
@@ -294,6 +285,7 @@ class LoopController:
             self._policies.keep(metrics, window, is_tie=Event.BEST not in verdict.events)
         if verdict.rollback:  # before the callbacks: what one of them changes (a graph that grows) is to stay
             self._roll_back(verdict.reset_envs)
+            call_if_there(self._keeper, "rolled_back", window)
         with self._hyperparams.others_may_change():
             self._tell(verdict, metrics, window)
         stop = self.brain.stop_reason  # after the callbacks: one of them may have handled a DORMANT
@@ -386,7 +378,7 @@ class LoopController:
                 "val_pipeline": self.val_pipeline,
                 "optimizer": self._outside,
                 "diagnostic_controller": self.diagnostic_controller,
-                **{f"callback {i} ({type(c).__name__})": c for i, c in enumerate(self.callbacks.callbacks)},
+                **self.callbacks.named(),
             }
         )
 
@@ -401,6 +393,7 @@ class LoopController:
             "owed": self._hyperparams.owed,
             "notes": list(self.notes),
             "seconds": dict(self.seconds),
+            "faults": self._faults.state_dict(),
             "parts": {name: part.state_dict() for name, part in self._parts().items()},
         }
 
@@ -413,6 +406,7 @@ class LoopController:
         self.seconds.update(state["seconds"])
         for problem in put_back(self._parts(), state["parts"]):
             self._note(problem)
+        self._faults.load_state_dict(state.get("faults", {}))
         self.scheduler.state = self.brain.state.scheduler
         self._hyperparams.owed = None if state["owed"] is None else tuple(state["owed"])
         self._hyperparams.next(self.history)
@@ -425,13 +419,16 @@ class LoopController:
         self.history[:], self.notes[:] = history, state["notes"]
         self.seconds.update(state["seconds"])
         self.scheduler.state = self.brain.state.scheduler
+        self._faults.load_state_dict(state.get("faults", {}))
         self._policies.find(best)
         self._kept = True
 
     # -- start and end -------------------------------------------------------------------------------------
 
     def _set_up(self) -> None:
+        self._faults.begin()
         set_up(self.agent, self.pipeline, self.val_pipeline)
+        check_fit(self.agent, self.pipeline, self.val_pipeline)
         self._begun = True
         for callback in self.callbacks.callbacks:
             call_if_there(callback, "set_loop", self)

@@ -1,19 +1,22 @@
-"""What a host run came to, in data and in a sentence."""
+"""What a host run came to, in data, in a few lines and in a figure."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-
-import numpy as np
+import os
+from typing import TYPE_CHECKING
 
 from tensor_optix.core.types import EvalMetrics, PolicySnapshot, StopReason
+from tensor_optix.loop.episode_returns import PATIENCE, PER_STEP
 from tensor_optix.loop.events import CallbackFailure
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
-@dataclasses.dataclass
+
+@dataclasses.dataclass(repr=False)
 class HostResult:
-    """What a host run came to."""
+    """What a host run came to. Printing it tells the whole of it."""
 
     stop_reason: StopReason
     windows: int
@@ -22,34 +25,43 @@ class HostResult:
     callback_failures: list[CallbackFailure] = dataclasses.field(default_factory=list)
     notes: list[str] = dataclasses.field(default_factory=list)  # what went wrong without ending the run
     seconds: dict[str, float] = dataclasses.field(default_factory=dict)  # collect, learn, evaluate; total holds all
+    run_dir: str | None = None  # where the run is kept: `RLOptimizer(..., resume_from=result.run_dir)` goes on with it
+
+    @property
+    def unit(self) -> str | None:
+        """Of a score: "episode return", "reward per step" (no episode ended), "primary_score_fn"; None: not known."""
+        metrics = self.history[-1].metrics if self.history else {}
+        own = "checkpoint_score" in metrics
+        return None if own else metrics.get("val_unit", metrics.get("unit"))
 
     def __str__(self) -> str:
+        kept = self.run_dir is not None or self.stop_reason != StopReason.INTERRUPTED
+        facts = f"{self.stop_reason.describe() if kept else 'interrupted'}; {self._facts()}"
+        unit = f"a score is the mean reward of a step: no whole episode ended in the first {PATIENCE} windows"
+        lines = [facts, *([unit] if self.unit == PER_STEP else []), *self.notes]
+        return "\n".join([*lines, f"run: {self.run_dir}"] if self.run_dir else lines)
+
+    def __repr__(self) -> str:
+        return f"HostResult({self.stop_reason.label}; {self._facts()})"
+
+    def plot(self, path: str | os.PathLike[str] | None = None) -> Figure:
+        """Scores, tuned hyperparameters and what happened, over windows; written to `path` if given.
+
+        What happened besides the evaluations is read from `run_dir`, if the run was kept and is still there.
+        Needs matplotlib: `pip install "tensor-optix[plot]"`.
+        """
+        try:
+            from tensor_optix.loop.host_figures import result_figure
+        except ImportError as error:
+            raise ImportError('plot() needs matplotlib: pip install "tensor-optix[plot]"') from error
+        figure = result_figure(self)
+        if path is not None:
+            figure.savefig(path, dpi=150)
+        return figure
+
+    def _facts(self) -> str:
         best = "nothing was saved"
         if self.best_snapshot is not None:
             snapshot = self.best_snapshot
             best = f"best score {snapshot.eval_metrics.primary_score:g} at window {snapshot.episode_id}"
-        facts = f"{self.stop_reason.describe()}; {self.windows} windows, {len(self.history)} evaluations, {best}"
-        return "\n".join([facts, *self.notes])
-
-
-def closing_notes(
-    reason: StopReason,
-    recent: Sequence[EvalMetrics],
-    best: PolicySnapshot | None,
-    cv_threshold: float,
-    gap_threshold: float,
-) -> list[str]:
-    """What is to be said of a run's end: a plateau that is not steady, a best policy that is overfitted."""
-    notes = []
-    scores = [metrics.primary_score for metrics in recent]
-    mean = abs(float(np.mean(scores))) if scores else 0.0
-    if reason == StopReason.CONVERGED and mean > 0 and float(np.std(scores)) > cv_threshold * mean:
-        share = float(np.std(scores)) / mean
-        notes.append(f"the plateau is unsteady: its scores vary by {share:.0%} (cv_threshold {cv_threshold:.0%})")
-    gap = None if best is None else best.eval_metrics.generalization_gap
-    if best is not None and gap is not None and gap > gap_threshold * abs(best.eval_metrics.primary_score):
-        notes.append(
-            f"the best policy scores {gap:.4g} higher on training than on validation windows "
-            f"(more than gap_threshold {gap_threshold:.0%}): it is overfitted"
-        )
-    return notes
+        return f"{self.windows} windows, {len(self.history)} evaluations, {best}"

@@ -12,8 +12,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
+
 from tensor_optix.core.autonomy import NO_LIMIT, AutonomyState
-from tensor_optix.core.types import EvalMetrics, Event, LoopState, PolicySnapshot
+from tensor_optix.core.types import EvalMetrics, Event, LoopState, PolicySnapshot, StopReason
 from tensor_optix.loop.checkpoint_registry import CheckpointRegistry
 from tensor_optix.loop.durable import RunDirError
 from tensor_optix.loop.events import LoopCallback
@@ -53,6 +55,11 @@ class HostRun:
         self._save_failed = False
         self._needed: list[set[str]] = []  # snapshots that the newest checkpoints name
 
+    @property
+    def run_dir(self) -> str:
+        """Where the run is kept."""
+        return str(self.directory.path)
+
     def attach(self, controller: LoopController) -> None:
         self.controller = controller
 
@@ -74,28 +81,45 @@ class HostRun:
         done, largest = int(loaded.state.window), int(loaded.state.max_windows)
         if budget <= done and largest > budget:
             raise ValueError(f"max_episodes={budget} is not more than the {done} windows that the run already has")
-        if self.directory.manifest.get("status") == "finished" and budget <= max(done, largest):
+        state = read_tree(loaded.files)
+        reopened = self._reopened(loaded.state, state)
+        if self.directory.manifest.get("status") == "finished" and budget <= max(done, largest) and not reopened:
             # What came after the checkpoint, the last policy's evaluation, is kept.
             controller.agent.load_state(str(loaded.files / _AGENT))
             controller.brain.restore(loaded.state)
             history = history_of(self.directory.read_events())
-            controller.load_ended(read_tree(loaded.files), history, self.directory.manifest["best_snapshot"])
+            controller.load_ended(state, history, self.directory.manifest["best_snapshot"])
             controller.notes.extend(loaded.skipped)
             return True
         self.directory.update_manifest(status="running")
         self.directory.truncate_events(loaded.events_offset)
         controller.agent.load_state(str(loaded.files / _AGENT))
-        controller.brain.restore(loaded.state)
+        controller.brain.restore(
+            loaded.state.replace(stop_reason=jnp.int32(StopReason.CONVERGED)) if reopened else loaded.state
+        )
         if budget != NO_LIMIT and budget > controller.brain.window:
             controller.brain.extend(budget)
-        controller.load_host_state(read_tree(loaded.files), history_of(self.directory.read_events()))
+        controller.load_host_state(state, history_of(self.directory.read_events()))
+        for callback in reopened:  # the DORMANT that had ended the run is answered again
+            callback.on_dormant(done - 1)
         self._protect()
         controller.notes.extend(loaded.skipped)
         return True
 
+    def _reopened(self, brain: AutonomyState, state: Mapping[str, Any]) -> list[Any]:
+        """Callbacks that had ended the run for want of a budget of their own, and have one now."""
+        if int(brain.stop_reason) != StopReason.SPAWN_BUDGET:
+            return []
+        parts, saved = self.controller.callbacks.named(), state["parts"]
+        return [c for name, c in parts.items() if name in saved and hasattr(c, "has_more") and c.has_more(saved[name])]
+
     def between_windows(self) -> None:
         if time.perf_counter() - self._last_save >= self._save_every:
             self._save(self.controller.brain.state)
+
+    def rolled_back(self, window: int) -> None:
+        """The best policy was put back after this window."""
+        self.recorder.rolled_back(window)
 
     def end(self, state: AutonomyState) -> None:
         """A last checkpoint, also of a finished run: it may be given a larger budget."""
@@ -146,11 +170,16 @@ class EventRecorder(LoopCallback):
 
     def __init__(self, directory: RunDir) -> None:
         self._directory = directory
+        self._state = LoopState.ACTIVE
+
+    def on_state(self, episode_id: int, state: LoopState) -> None:
+        self._state = state
 
     def on_episode_end(self, episode_id: int, eval_metrics: EvalMetrics | None) -> None:
         if eval_metrics is not None:
             score, when = float(eval_metrics.primary_score), float(eval_metrics.timestamp)
-            self._row(episode_id, "evaluation", score=score, metrics=_numbers(eval_metrics.metrics), time=when)
+            metrics, state = _numbers(eval_metrics.metrics), self._state.name.lower()
+            self._row(episode_id, "evaluation", score=score, metrics=metrics, time=when, state=state)
 
     def on_improvement(self, snapshot: PolicySnapshot) -> None:
         self._row(snapshot.episode_id, Event.BEST, snapshot=snapshot.snapshot_id)
@@ -163,6 +192,10 @@ class EventRecorder(LoopCallback):
 
     def on_degradation(self, episode_id: int, eval_metrics: EvalMetrics) -> None:
         self._row(episode_id, Event.DEGRADED, score=eval_metrics.primary_score)
+
+    def rolled_back(self, episode_id: int) -> None:
+        """The best policy was put back."""
+        self._row(episode_id, Event.ROLLBACK)
 
     def on_hyperparam_update(self, old_params: dict[str, Any], new_params: dict[str, Any]) -> None:
         changed = {k: v for k, v in _numbers(new_params).items() if old_params.get(k) != v}

@@ -13,10 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from tensor_optix.core.base_optimizer import BaseOptimizer
-from tensor_optix.core.search_space import from_unit, search_space, to_unit, with_integers
+from tensor_optix.core.search_space import SearchSpace, from_unit, search_space, to_unit, with_integers
 from tensor_optix.core.types import EvalMetrics, HyperparamSet
 
 _log = logging.getLogger(__name__)
+
+
+_HOOKS = ("suggest", "on_improvement", "on_plateau")  # what a loop calls of an optimizer
 
 
 class TunerOptimizer(BaseOptimizer):
@@ -52,11 +55,15 @@ class TunerOptimizer(BaseOptimizer):
             raise TypeError(f"param_bounds must be a mapping of names to (low, high), got {param_bounds!r}")
         self.tuner = self.pure(**knobs)
         self.space = search_space(param_bounds or {}, log_params or ())
-        self._key = jax.random.key(seed)
+        self._seed, self._key = seed, jax.random.key(seed)
         self._state: Any = None
         self._suggested: dict[str, Any] = {}
         if self.space.dim == 0:
-            _log.warning("%s has no bounds, so no hyperparameter is tuned; pass param_bounds", name)
+            _log.warning(
+                "%s got no bounds, so no hyperparameter is tuned; give it param_bounds of hyperparameters that "
+                "the agent has, or name them in the default_param_bounds of its class",
+                name,
+            )
 
     def suggest(self, current: HyperparamSet, history: Sequence[EvalMetrics]) -> HyperparamSet:
         """The next suggestion. The newest score of `history` is credited to `current` if that was suggested last.
@@ -64,7 +71,7 @@ class TunerOptimizer(BaseOptimizer):
         If it is not, the loop put other hyperparameters in force (a roll-back): the tuner begins anew around them.
 
         Raises:
-          TypeError: a hyperparameter with bounds is a flag.
+          TypeError: a hyperparameter with bounds is a flag, or no number.
           ValueError: `current` lacks a hyperparameter with bounds.
         """
         if self.space.dim == 0:
@@ -89,14 +96,46 @@ class TunerOptimizer(BaseOptimizer):
         """True while a probe is in force."""
         return self._state is not None and bool(self.tuner.is_probing(self._state))
 
-    def _begin(self, params: Mapping[str, Any]) -> Any:
+    @property
+    def is_pure(self) -> bool:
+        """The pure tuner is all there is to it: a loop may run that one alone, within its brain.
+
+        Then the tuner's state is the loop's, and `is_probing` here stays False.
+        """
+        own = (getattr(type(self), name) is getattr(TunerOptimizer, name) for name in _HOOKS)
+        return all(own)
+
+    def key_in(self, key: jax.Array) -> jax.Array:
+        """The key of a loop's tuner: the loop's, and with a seed of its own another for each."""
+        return jax.random.fold_in(key, self._seed) if self._seed else key
+
+    def space_of(self, params: Mapping[str, Any]) -> SearchSpace:
+        """The space for hyperparameters `params`: whole numbers with whole bounds stay whole.
+
+        One that lies outside its bounds begins at the nearer one, which is said.
+
+        Raises:
+          TypeError: one with bounds is a flag, or no number.
+        """
         for name in self.space.names:
-            if isinstance(params.get(name), bool | np.bool_):
-                raise TypeError(
-                    f"hyperparameter {name!r} is a flag, {params[name]!r}, with no values between; leave it out of "
-                    "param_bounds"
-                )
-        self.space = with_integers(self.space, params)
+            value = params.get(name, 0)
+            why = ""
+            if isinstance(value, bool | np.bool_):
+                why = f"a flag, {value!r}, with no values between"
+            elif not isinstance(value, int | float | np.number) and getattr(value, "shape", None) != ():
+                why = f"no number but {value!r}"
+            if why:
+                raise TypeError(f"hyperparameter {name!r} is {why}; leave it out of param_bounds")
+        for name, entry in self.space.entries:
+            if name in params and not entry.low <= float(params[name]) <= entry.high:
+                _log.warning(
+                    "hyperparameter %r is %g, outside its bounds [%g, %g]: tuning begins at the nearer one",
+                    name, float(params[name]), entry.low, entry.high,
+                )  # fmt: skip
+        return with_integers(self.space, params)
+
+    def _begin(self, params: Mapping[str, Any]) -> Any:
+        self.space = self.space_of(params)
         return self.tuner.init(self.space, to_unit(self.space, params), self._key)
 
     def _changed(self, params: Mapping[str, Any]) -> bool:

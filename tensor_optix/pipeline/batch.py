@@ -106,7 +106,7 @@ class BatchPipeline(SourcePipeline):
         space = self._collector.crew.single_action_space
         hidden = self._memory.of(self._agent)
         choose = partial(choose_alone, self._agent, self._deterministic, self._memory, space)
-        (rows,), _, dropped = self._collector.window(choose)
+        (rows,), _, dropped = self._collector.window(self._checking(choose))
         metadata = {"dropped": dropped, "cut": rows.cuts}
         return window_of([rows], self._episode_id, np.array(rows.next_obs), metadata, hidden)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import traceback
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -16,13 +18,18 @@ from tensor_optix.pipeline.tape import Tape, actions_of, kept, same_bits
 from tensor_optix.pipeline.worker import put_space_generators, space_generators
 
 _FAULTS_KEPT = 20
+_OWN_FRAMES = 2  # of a traceback: the crew's, and the call of the environment
+_FRAMES = 3  # of the others that are told
+
+_log = logging.getLogger(__name__)
 
 
 class Collector:
     """Steps the environments of a crew side by side until each has its block of `window_size` rows.
 
     One that failed is reset and steps on when the others are done, so that all blocks have the same length. The
-    failed step is no row; the row before it, if it is in the block, is the last of its episode and truncated.
+    failed step is no row; the row before it, if it is in the block, is the last of its episode and truncated. The first
+    failure is logged.
     """
 
     def __init__(
@@ -44,6 +51,7 @@ class Collector:
         self._name = name  # of environment i, as a format string
         self._faults: deque[str] = deque(maxlen=_FAULTS_KEPT)
         self._n_faults = 0
+        self._was_told = False  # of the first fault
         # One entry for each environment in all lists below.
         self._in_a_row = [0] * n_envs  # faults since the newest successful step
         self._replacements = [0] * n_envs
@@ -169,6 +177,15 @@ class Collector:
         text = f"{where}: {failure.text}"
         name = self._name.format(i)
         self._faults.append(text if name == self._name else f"{name}: {text}")  # the only one needs no number
+        if not self._was_told:
+            self._was_told = True
+            _log.warning(
+                "%s failed: %s%s; the transition is dropped, its episode cut and the environment reset; "
+                "further failures are only counted (n_faults, faults)",
+                name,
+                text,
+                _place(failure.error),
+            )
         if self._in_a_row[i] >= self._max_faults:
             raise RuntimeError(
                 f"{name} failed {self._in_a_row[i]} times without a successful step, at last in {text}"
@@ -262,3 +279,10 @@ class Collector:
         for i in self.crew.replaced:
             problems.setdefault(i, "the process it shares with another environment was replaced")
         self.crew.replaced.clear()
+
+
+def _place(error: Exception | None) -> str:
+    """Where an exception was raised, innermost first; nothing is known of one in another process."""
+    frames = traceback.extract_tb(error.__traceback__) if error is not None else []
+    frames = frames[_OWN_FRAMES:][-_FRAMES:]
+    return f" ({' < '.join(f'{f.filename}:{f.lineno} in {f.name}' for f in reversed(frames))})" if frames else ""

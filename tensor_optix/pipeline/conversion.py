@@ -46,6 +46,21 @@ def as_action(action: Any, space: Any) -> tuple[Any, Any]:
     return (np.array(action) if isinstance(action, np.ndarray) else action), action
 
 
+def check_action(space: Any, action: Any) -> None:
+    """ValueError for an action, as it is sent, that the space does not contain, whatever its dtype.
+
+    What is clipped (a Box) and what consists of others (Dict, Tuple) counts as contained.
+    """
+    composite = getattr(space, "shape", None) is None
+    if composite or _is_box(space) or not hasattr(space, "contains") or space.contains(action):
+        return
+    values = np.asarray(action)
+    if values.dtype.kind not in "biuf" or not space.contains(values.astype(space.dtype)):
+        raise ValueError(
+            f"the agent's first action is {action!r}, and the environment takes {space}: return one of those from act()"
+        )
+
+
 def tell_action_bounds(agent: Any, space: Any) -> None:
     """Let an agent that asks (`set_action_bounds`) know the bounds of a Box; those beyond 1e30 count as infinite."""
     if hasattr(agent, "set_action_bounds") and _is_box(space):

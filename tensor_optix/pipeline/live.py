@@ -126,6 +126,11 @@ class LivePipeline(BasePipeline):
         return True
 
     @property
+    def spaces(self) -> tuple[Any, Any]:
+        """(observation space, action space) of the source; None for what it does not tell."""
+        return getattr(self._source, "observation_space", None), getattr(self._source, "action_space", None)
+
+    @property
     def n_disconnects(self) -> int:
         """Connections lost so far."""
         return self._counts.disconnects

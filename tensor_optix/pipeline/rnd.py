@@ -99,6 +99,21 @@ class RNDPipeline(BasePipeline):
     def is_live(self) -> bool:
         return self._pipeline.is_live
 
+    @property
+    def spaces(self) -> tuple[Any, Any]:
+        """(observation space, action space) of the wrapped pipeline; None for what it does not tell."""
+        return getattr(self._pipeline, "spaces", (None, None))
+
+    @property
+    def faults(self) -> list[str]:
+        """The newest faults that the wrapped pipeline survived."""
+        return getattr(self._pipeline, "faults", [])
+
+    @property
+    def n_faults(self) -> int:
+        """Faults that the wrapped pipeline survived so far."""
+        return getattr(self._pipeline, "n_faults", 0)
+
     def setup(self) -> None:
         self._pipeline.setup()
 

@@ -108,7 +108,7 @@ class VectorBatchPipeline(SourcePipeline):
         self._was_loaded = False
         hidden = self._memory.of(self._agent)
         act = partial(choose, self._agent, self._deterministic, self._memory, self.env.single_action_space)
-        blocks, n_steps, dropped = self._source.window(act)
+        blocks, n_steps, dropped = self._source.window(self._checking(act))
         starts = segment_starts(blocks)
         metadata = {
             "n_envs": self._n_envs,

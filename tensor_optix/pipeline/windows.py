@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
+
+import numpy as np
 
 from tensor_optix.core.base_agent import BaseAgent
 from tensor_optix.core.base_pipeline import BasePipeline
 from tensor_optix.core.types import EpisodeData
-from tensor_optix.pipeline.acting import Memory
-from tensor_optix.pipeline.conversion import tell_action_bounds
+from tensor_optix.pipeline.acting import Choose, Memory
+from tensor_optix.pipeline.conversion import check_action, tell_action_bounds
 from tensor_optix.pipeline.rows import positive
 
 
@@ -25,6 +27,7 @@ class WindowPipeline(BasePipeline):
         self._episode_id = 0  # windows so far
         self._is_set_up = False
         self._told: BaseAgent | None = None  # the agent that knows the bounds of actions
+        self._acted: BaseAgent | None = None  # the agent whose first actions were looked at
         self._memory = Memory()
 
     @property
@@ -56,16 +59,37 @@ class WindowPipeline(BasePipeline):
             if not self._is_set_up:
                 self.setup()
             if self._agent is not self._told:
-                tell_action_bounds(self._agent, self._action_space())
+                tell_action_bounds(self._agent, self.spaces[1])
                 self._told = self._agent
             window = self._window()
             self._episode_id += 1
             yield window
 
-    def _action_space(self) -> Any:
-        """Of one environment; None if it does not tell."""
-        env: Any = self.env
-        return getattr(env, "single_action_space", None) or getattr(env, "action_space", None)
+    @property
+    def spaces(self) -> tuple[Any, Any]:
+        """(observation space, action space) of one environment; None for what it does not tell."""
+        observation, action = (
+            getattr(self.env, f"single_{name}", None) or getattr(self.env, name, None)
+            for name in ("observation_space", "action_space")
+        )
+        return observation, action
+
+    def _checking(self, choose: Choose) -> Choose:
+        """`choose`, whose first actions are looked at where the agent has not acted here yet; not those after them."""
+        if self._acted is self._agent:
+            return choose
+        self._acted = self._agent
+        space, ahead = self.spaces[1], [True]
+
+        def checked(obs: Sequence[np.ndarray], live: Sequence[int], begins: Sequence[bool]) -> list[tuple[Any, Any]]:
+            chosen = choose(obs, live, begins)
+            if ahead:
+                ahead.clear()
+                for _, sent in chosen:
+                    check_action(space, sent)
+            return chosen
+
+        return checked
 
     @property
     @abstractmethod

@@ -50,6 +50,20 @@ def test_n_and_n_more_are_2n(tmp_path, with_ensemble):
     assert second.result.stop_reason == whole.result.stop_reason
 
 
+@pytest.mark.parametrize("with_ensemble", [False, True])
+@pytest.mark.parametrize("windows", [200, 300])
+def test_more_spawns_go_on_as_if_they_had_been_there(tmp_path, with_ensemble, windows):
+    whole, pm = run(tmp_path / "whole", 200, with_ensemble, max_spawns=3)
+    first, _ = run(tmp_path / "parts", 200, with_ensemble, max_spawns=1)
+    assert first.result.stop_reason == StopReason.SPAWN_BUDGET
+    second, both = run(tmp_path / "parts", windows, with_ensemble, resume_from=first.run_dir, max_spawns=3)
+    assert (second.result.stop_reason, both.spawn_count) == (StopReason.SPAWN_BUDGET, 3)
+    assert second.result.windows == whole.result.windows > first.result.windows
+    assert both.status() == pm.status()
+    for one, other in zip(pm.agents, both.agents, strict=True):
+        np.testing.assert_array_equal(one.logits, other.logits)
+
+
 def test_a_run_that_spent_its_spawns_says_so_when_it_is_opened_again(tmp_path):
     opt, _ = run(tmp_path, 200, with_ensemble=False, max_spawns=1)
     assert opt.result.stop_reason == StopReason.SPAWN_BUDGET

@@ -6,7 +6,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 
-from tensor_optix import Optimizer, make_agent
+from tensor_optix import BatchPipeline, CheckpointRegistry, LoopController, Optimizer, make_agent
 from tensor_optix.core.types import HyperparamSet
 from tensor_optix.loop.events import LoopCallback
 from tensor_optix.neuroevo import GraphAgent, GRUNeuron, HebbianHook, Neuron, TopologyController, split_neuron
@@ -279,6 +279,32 @@ def test_an_agent_that_was_trained_can_be_copied_and_trained_again(tmp_path):
     run_of(tmp_path / "again", agent, windows=2)
     assert agent.callbacks[1].stats["score_buffer"] == 4
     assert twin.callbacks[1].stats["score_buffer"] == 2
+
+
+@pytest.mark.parametrize("handed", ["none", "all", "one", "added", "added within the run"])
+def test_a_loop_of_ones_own_calls_them_once_too(tmp_path, handed):
+    agent = made(hebbian_lr=0.1)
+    hook, controller = agent.callbacks
+    calls = []
+    hook.on_episode_end = lambda *args: (calls.append(args), HebbianHook.on_episode_end(hook, *args))
+    given = {"all": list(agent.callbacks), "one": [hook]}.get(handed, [])
+    env = Seeded("discrete", 0)
+
+    class Adds:
+        def on_loop_start(self):
+            loop.add_callback(hook)
+
+    given = [*given, Adds()] if handed == "added within the run" else given
+    loop = LoopController(
+        agent, pipeline=BatchPipeline(env, agent, 24), callbacks=given, max_episodes=3,
+        checkpoint_registry=CheckpointRegistry(tmp_path), checkpoint_score_fn=lambda agent: 0.0,
+    )  # fmt: skip
+    if handed == "added":
+        for callback in agent.callbacks:
+            loop.add_callback(callback)
+    assert loop.run().callback_failures == []
+    assert len(calls) == 3
+    assert controller.stats["score_buffer"] == 3
 
 
 @pytest.mark.slow

@@ -99,3 +99,69 @@ def test_flags_and_bad_arguments_are_refused(face):
         face({...})
     with pytest.raises(ValueError, match="lack 'x'"):
         face({"x": (0, 1)}).suggest(HyperparamSet({"y": 1.0}), [])
+
+
+@pytest.mark.parametrize(
+    ("value", "said"), [(True, "a flag, True, with no values between"), ("x", "no number but 'x'")]
+)
+def test_a_run_says_what_cannot_be_tuned(tmp_path, value, said):
+    from tensor_optix.loop.checkpoint_registry import CheckpointRegistry
+    from tensor_optix.loop.host import LoopController
+    from tests.host_parts import Plain, Source
+
+    optimizer = FACES["spsa"]({"odd": (0, 1)})
+    with pytest.raises(TypeError, match=f"hyperparameter 'odd' is {said}; leave it out"):
+        LoopController(Plain(odd=value), None, optimizer, Source(), CheckpointRegistry(tmp_path))
+
+
+def loop_with(tmp_path, optimizer, **given):
+    from tensor_optix.loop.checkpoint_registry import CheckpointRegistry
+    from tensor_optix.loop.host import LoopController
+    from tests.host_parts import Plain, Source
+
+    settings = {"max_episodes": 6} | given
+    return LoopController(Plain(lr=0.5), None, optimizer, Source(), CheckpointRegistry(tmp_path), **settings)
+
+
+def test_what_lies_outside_its_bounds_is_said(tmp_path, caplog):
+    loop_with(tmp_path, FACES["spsa"]({"lr": (0.6, 1.0)}))
+    assert "hyperparameter 'lr' is 0.5, outside its bounds [0.6, 1]: tuning begins at the nearer one" in caplog.text
+
+
+def test_a_seed_of_its_own_counts_in_a_run_too(tmp_path):
+    def tried(name, seed, **given):
+        seen = []
+
+        class Watch:
+            def on_hyperparam_update(self, old, new):
+                seen.append(new["lr"])
+
+        loop_with(tmp_path / name, FACES["spsa"]({"lr": (0.0, 1.0)}, seed=seed), callbacks=[Watch()], **given).run()
+        return seen
+
+    runs = [tried(str(seed), seed, max_episodes=12) for seed in (0, 1, 2, 3)]
+    assert tried("again", 2, max_episodes=12) == runs[2]
+    assert len({tuple(run) for run in runs}) > 1
+
+
+def test_a_tuner_with_a_rule_of_its_own_is_asked(tmp_path):
+    asked = []
+
+    class Mine(FACES["spsa"]):
+        def suggest(self, current, history):
+            asked.append(len(history))
+            return super().suggest(current, history)
+
+    class Wrapper(BaseOptimizer):
+        """With an attribute that a loop might take for something else."""
+
+        tuner = "mine"
+
+        def suggest(self, current, history):
+            return current
+
+        on_improvement = on_plateau = lambda self, seen: None
+
+    loop_with(tmp_path / "one", Mine({"lr": (0.0, 1.0)}), max_episodes=12).run()
+    assert asked
+    assert loop_with(tmp_path / "two", Wrapper()).run().windows == 6
