@@ -167,8 +167,7 @@ def _on_host(command: str, what: Any, args: argparse.Namespace) -> int:
     from tensor_optix import cli_host
     from tensor_optix.config import ConfigError
 
-    if args.plot is not None:
-        raise ConfigError("--plot draws runs of the compiled driver; what happens in a host run is in its events.jsonl")
+    _check_plot(args.plot)
     if getattr(args, "overwrite", False):
         raise ConfigError("--overwrite has nothing to replace: every host run gets a directory of its own in --run-dir")
     _start_runtime(args)
@@ -244,14 +243,16 @@ def _evaluate(args: argparse.Namespace) -> int:
 
 
 def _plot(args: argparse.Namespace) -> int:
-    from tensor_optix.cli_host import is_host_run
-    from tensor_optix.config import ConfigError
+    from tensor_optix.cli_host import figure_of, is_host_run
     from tensor_optix.loop.run_dir import RunDir
     from tensor_optix.results import TrainResult
 
-    if is_host_run(args.run_dir):
-        raise ConfigError(f"plot draws runs of the compiled driver; what happened is in {args.run_dir}/events.jsonl")
     _check_plot(args.output, "-o")
+    if is_host_run(args.run_dir):
+        output = Path(args.output or Path(args.run_dir) / "curves.png")
+        figure_of(args.run_dir).savefig(output, dpi=150)
+        print(output)
+        return OK
     result = TrainResult.from_payload(*RunDir.read(args.run_dir).load_result())
     output = Path(args.output or Path(args.run_dir) / "curves.png")
     result.plot(output)

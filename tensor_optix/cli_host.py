@@ -8,7 +8,7 @@ import json
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -22,6 +22,9 @@ from tensor_optix.loop.run_dir import RunDir, RunDirError
 from tensor_optix.loop.run_manifest import MANIFEST_NAME
 from tensor_optix.optimizer import RLOptimizer
 from tensor_optix.pipeline.conversion import as_action, as_observation
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _LONGEST = 100_000  # steps of an evaluation's episode, where the environment sets no limit
 
@@ -96,6 +99,24 @@ def is_host_run(run_dir: str) -> bool:
     return isinstance(settings, dict) and settings.get("driver") == "host"
 
 
+def figure_of(run_dir: str | Path, title: str = "") -> Figure:
+    """The figure of the run there, of what has happened so far."""
+    from tensor_optix.loop.host_figures import events_figure
+
+    directory = RunDir.read(run_dir)
+    facts, record = directory.manifest, directory.manifest.get(building.RECORD)
+    config = None if record is None else config_from_dict(record)
+    if not title and config is not None:
+        title = f"{config.env}   {facts['config'].get('agent', '')}"
+    return events_figure(
+        directory.read_events(),
+        title=title.strip(),
+        hyperparams=facts["config"].get("hyperparams"),
+        windows=facts.get("windows"),
+        steps_per_window=config.rows_per_window if isinstance(config, TrainConfig) else None,
+    )
+
+
 def recorded(run_dir: str) -> TrainConfig:
     """What the run was asked to do. ConfigError for one that was put together in Python."""
     record = RunDir.read(run_dir).manifest.get(building.RECORD)
@@ -143,11 +164,12 @@ def _agent(config: TrainConfig) -> BaseAgent:
 def _run(config: TrainConfig, run: RLOptimizer, args: argparse.Namespace, began: float) -> bool:
     """Train, and say what came out."""
     result = run.run()
-    kept = None if getattr(args, "no_run_dir", False) else str(run.run_dir)
+    if args.plot:
+        figure_of(run.run_dir or "", f"{config.env}   {type(run.agent).__name__}").savefig(args.plot, dpi=150)
+    if getattr(args, "no_run_dir", False):
+        result.run_dir = None
     if not args.quiet:
         print(result)
-        if kept is not None:
-            print(f"kept in {kept}")
     if args.json:
         best = result.best_snapshot
         facts = {
@@ -158,7 +180,7 @@ def _run(config: TrainConfig, run: RLOptimizer, args: argparse.Namespace, began:
             "windows": result.windows,
             "env_steps": result.windows * config.rows_per_window,
             "best_score": None if best is None else best.eval_metrics.primary_score,
-            "run_dir": kept,
+            "run_dir": result.run_dir,
             "wall_s": time.perf_counter() - began,
         }
         print(json.dumps(facts, allow_nan=False))

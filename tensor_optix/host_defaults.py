@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
 from tensor_optix.core.backoff_scheduler import BackoffConfig
 from tensor_optix.core.backoff_shell import HOST_DEFAULT
 from tensor_optix.core.base_agent import BaseAgent
+from tensor_optix.core.base_optimizer import BaseOptimizer
+from tensor_optix.loop.agent_numbers import numeric
 from tensor_optix.optimizers.spsa import SPSAOptimizer
+
+_log = logging.getLogger(__name__)
 
 
 def rule_for(agent: BaseAgent | None, settings: Mapping[str, Any]) -> BackoffConfig:
@@ -38,3 +43,19 @@ def tuner_for(agent: BaseAgent) -> SPSAOptimizer:
         if name not in log or value > 0:
             bounds[name] = (min(low, value), max(high, value))
     return SPSAOptimizer(param_bounds=bounds, log_params=[name for name in log if name in bounds])
+
+
+def default_tuner(agent: BaseAgent) -> BaseOptimizer | None:
+    """The default one; None for an agent that does not say what may be tuned."""
+    if getattr(agent, "default_param_bounds", None):
+        return tuner_for(agent)
+    first = next(iter(numeric(agent.get_hyperparams().params)), None)
+    if first is not None:
+        _log.warning(
+            "%s names no default_param_bounds, so no hyperparameter is tuned; give the class some, "
+            "default_param_bounds = {%r: (lowest, highest)}, or give optimizer=SPSAOptimizer({%r: (lowest, highest)})",
+            type(agent).__name__,
+            first,
+            first,
+        )
+    return None

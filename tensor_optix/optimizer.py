@@ -6,7 +6,6 @@ directory of the run's own, diagnostics. Nothing is decided here.
 
 from __future__ import annotations
 
-import logging
 import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -20,8 +19,8 @@ from tensor_optix.core.base_optimizer import BaseOptimizer
 from tensor_optix.core.base_pipeline import BasePipeline
 from tensor_optix.core.diagnostic_controller import DiagnosticController
 from tensor_optix.core.types import LoopState, PolicySnapshot, StopReason
-from tensor_optix.host_defaults import rule_for, tuner_for
-from tensor_optix.loop.agent_numbers import numeric
+from tensor_optix.host_defaults import default_tuner, rule_for
+from tensor_optix.host_pipeline import pipeline_for
 from tensor_optix.loop.checkpoint_registry import CheckpointRegistry
 from tensor_optix.loop.host import LoopController
 from tensor_optix.loop.host_checks import check_agent, check_budget, check_callback, check_callbacks
@@ -31,14 +30,17 @@ from tensor_optix.loop.host_run import SAVE_EVERY_S, HostRun
 from tensor_optix.loop.optional_parts import release
 from tensor_optix.loop.run_dir import RunDir
 from tensor_optix.loop.run_manifest import user_entries
-from tensor_optix.pipeline.batch import BatchPipeline
-from tensor_optix.pipeline.vector import VectorBatchPipeline
 from tensor_optix.trials.factories import made, made_agent
 
 if TYPE_CHECKING:
     from tensor_optix.trials.first import TrialsFirst
 
-_log = logging.getLogger(__name__)
+# Arguments of a run that are not handed on to the trials of its search: theirs alone, or the search's own.
+_NOT_OF_TRIALS = {
+    "agent", "pipeline", "val_pipeline", "agent_factory", "pipeline_factory", "val_pipeline_factory", "max_episodes",
+    "checkpoint_dir", "param_space", "n_trials", "trial_steps_fraction", "trial_agent_factory", "resume_from",
+    "callbacks", "verbose", "verbose_log_file", "max_snapshots", "save_every", "manifest", "seed",
+}  # fmt: skip
 
 
 class RLOptimizer:
@@ -143,6 +145,7 @@ class RLOptimizer:
         save_every: float = SAVE_EVERY_S,
         manifest: Mapping[str, Any] | None = None,
     ) -> None:
+        given = {name: value for name, value in locals().items() if name != "self"}  # for the trials of a search
         _one_of("agent", agent, "agent_factory", agent_factory)
         _one_of("pipeline", pipeline, "pipeline_factory", pipeline_factory)
         if agent is not None:
@@ -186,7 +189,7 @@ class RLOptimizer:
         given = {name: value for name, value in rules.items() if value is not None}
         self.diagnostics: DiagnosticController | None = None
         if diagnostics or (diagnostics is None and given):
-            self.diagnostics = DiagnosticController(**given, verbose=verbose)  # type: ignore[arg-type]
+            self.diagnostics = DiagnosticController(**given, verbose=verbose)
         self.checkpoint_dir, self._max_snapshots = Path(checkpoint_dir), max_snapshots
         self._factories = agent_factory, pipeline_factory, val_pipeline_factory
         self._resume_from, self._save_every = resume_from, save_every
@@ -220,7 +223,7 @@ class RLOptimizer:
                 trial_agent_factory or agent_factory,
                 pipeline_factory,
                 val_pipeline_factory,
-                {"evaluator": evaluator, "optimizer": optimizer, "checkpoint_score_fn": checkpoint_score_fn},
+                {name: value for name, value in given.items() if name not in _NOT_OF_TRIALS},
                 seed,
             )
         self._run_dir: Path | None = None
@@ -305,7 +308,7 @@ class RLOptimizer:
             release(self.pipeline, self.val_pipeline)
             raise
         if self.optimizer is None:
-            self.optimizer = _tuner(self.agent)
+            self.optimizer = default_tuner(self.agent)
         directory, result = self._open_directory(), None
         keeper = HostRun(directory, self._max_snapshots, self._save_every, resuming=self._resume_from is not None)
         try:
@@ -414,63 +417,13 @@ class Optimizer(RLOptimizer):
         seed = settings.get("seed", 0)
         super().__init__(
             agent=agent,
-            pipeline=settings.pop("pipeline", None) or _pipeline(agent, env, n_envs, window_size, seed),
+            pipeline=settings.pop("pipeline", None) or pipeline_for(agent, env, n_envs, window_size, seed),
             max_episodes=max_episodes,
             callbacks=callbacks,
             rollback_on_degradation=rollback_on_degradation,
             checkpoint_dir=checkpoint_dir,
             **settings,
         )
-
-
-def _pipeline(agent: BaseAgent, env: Any, n_envs: int, window_size: int | None, seed: int) -> BasePipeline:
-    from tensor_optix.factory import algorithm_of, optimal_window_size
-
-    make = _maker(env, n_envs)
-    first = env if _is_environment(env) else make()
-    size = window_size or optimal_window_size(first, algorithm_of(agent))
-    if n_envs == 1:
-        return BatchPipeline(env=first, agent=agent, window_size=size, seed=seed)
-    if first is not env:
-        first.close()
-    return VectorBatchPipeline([make] * n_envs, agent=agent, window_size=max(1, size // n_envs), seed=seed)
-
-
-def _maker(env: Any, n_envs: int) -> Callable[[], Any]:
-    """A function that makes one more of `env`."""
-    import gymnasium
-
-    if isinstance(env, str):
-        return lambda: gymnasium.make(env)
-    if not _is_environment(env):
-        if not callable(env):
-            raise TypeError(f"env must be a Gymnasium environment, its id or a function that makes one, got {env!r}")
-        return env
-    spec = getattr(env, "spec", None)
-    if n_envs > 1 and spec is None:
-        raise TypeError(f"n_envs={n_envs} needs more of the environment: give a function that makes one instead of it")
-    return lambda: gymnasium.make(spec)  # type: ignore[arg-type]
-
-
-def _is_environment(env: Any) -> bool:
-    """It can be stepped; a class makes what can."""
-    return hasattr(env, "step") and not isinstance(env, type)
-
-
-def _tuner(agent: BaseAgent) -> BaseOptimizer | None:
-    """The default one; None for an agent that does not say what may be tuned."""
-    if getattr(agent, "default_param_bounds", None):
-        return tuner_for(agent)
-    first = next(iter(numeric(agent.get_hyperparams().params)), None)
-    if first is not None:
-        _log.warning(
-            "%s names no default_param_bounds, so no hyperparameter is tuned; give the class some, "
-            "default_param_bounds = {%r: (lowest, highest)}, or give optimizer=SPSAOptimizer({%r: (lowest, highest)})",
-            type(agent).__name__,
-            first,
-            first,
-        )
-    return None
 
 
 def _one_of(name: str, given: Any, factory_name: str, factory: Any) -> None:

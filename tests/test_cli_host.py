@@ -2,6 +2,7 @@
 
 import json
 import sys
+from pathlib import Path
 
 import gymnasium as gym
 import numpy as np
@@ -80,11 +81,20 @@ class TestTrain:
         assert (facts["stop_reason"], facts["windows"], facts["env_steps"]) == ("budget", 2, 128)
         assert facts["best_score"] > 5
         assert lines[0].startswith("the budget of environment steps was used up")
-        assert lines[-1] == f"kept in {facts['run_dir']}"
+        assert lines[-1] == f"run: {facts['run_dir']}"
         assert "CartPole-v1 TorchPPOAgent: " in err  # the display
         manifest = RunDir.read(facts["run_dir"]).manifest
         assert (manifest["train_config"]["agent"]["gamma"], manifest["train_config"]["seed"]) == (0.9, 5)
         assert [p.name for p in (here / "runs").iterdir()] == ["CartPole-v1-TorchPPOAgent"]
+
+    def test_a_run_is_drawn(self, here, capfd):
+        facts = train(capfd, "small.yaml", "--plot", "made.svg", "--no-run-dir")
+        assert facts["run_dir"] is None
+        assert "CartPole-v1   TorchPPOAgent" in (here / "made.svg").read_text()
+        facts = train(capfd, "small.yaml")
+        assert main(["plot", facts["run_dir"]]) == 0
+        assert capfd.readouterr().out == f"{facts['run_dir']}/curves.png\n"
+        assert (Path(facts["run_dir"]) / "curves.png").read_bytes().startswith(b"\x89PNG")
 
     def test_an_environment_that_only_gymnasium_knows(self, here, capfd):
         settings = ["window_size=16", "hidden_sizes=[8]", "n_envs=2", "agent.n_epochs=1"]
@@ -148,7 +158,8 @@ class TestAfterwards:
         assert f"'runs' holds runs and is none itself: name one of them, such as '{run.run_dir}'" in refusal(
             capfd, "resume", "runs"
         )
-        assert "plot draws runs of the compiled driver" in refusal(capfd, "plot", run.run_dir)
+        assert main(["plot", str(run.run_dir), "-o", "host.png"]) == 0  # drawn it can be
+        assert (here / "host.png").read_bytes().startswith(b"\x89PNG")
 
     def test_a_run_without_a_score(self, here, capfd):
         facts = train(capfd, "small.yaml", "window_size=2", "max_episodes=1")
@@ -212,7 +223,7 @@ class TestRefusals:
             (["small.yaml", "--seeds", "x"], "--seeds must be a number of seeds"),
             (["small.yaml", "--steps", "0"], "--steps must be at least 1, got 0"),
             (["small.yaml", "--overwrite"], "--overwrite has nothing to replace"),
-            (["small.yaml", "--plot", "a.png"], "--plot draws runs of the compiled driver"),
+            (["small.yaml", "--plot", "a.doc"], "the file must end in one of .png, .svg, .pdf"),
             (["small.yaml", "max_episodes=", "--no-stop"], "set max_episodes"),
             (["small.yaml", "pipeline=LivePipeline"], "LivePipeline reads a source"),
             (["small.yaml", "env=Nothing-v0"], "Gymnasium cannot make environment 'Nothing-v0'"),

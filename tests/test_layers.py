@@ -40,7 +40,7 @@ LAYERS = [
     {"callbacks"},
     {"graph_agents"},
     {"checking", "finished", "compiled_run", "training", "factory"},
-    {"host_defaults", "optimizer", "orchestrator", "trials"},
+    {"host_defaults", "host_pipeline", "optimizer", "orchestrator", "trials"},
     {"building"},
     {"cli", "cli_host", "cli_request", "cli_tune", "__main__"},
 ]
