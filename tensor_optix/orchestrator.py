@@ -5,10 +5,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import inspect
 import shutil
-import tempfile
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -54,7 +54,7 @@ class TrialOrchestrator:
         agent_factory: makes an agent; takes the hyperparameters, or nothing (they are put in force afterwards).
         pipeline_factory, val_pipeline_factory: make a pipeline; take the hyperparameters, or nothing.
         param_space: name -> ("float" | "log_float" | "int" | "log_int", low, high) or ("categorical", *values); None:
-            floats within the bounds that the agent's class names.
+            numbers within the bounds that the agent's class names, whole ones where value and bounds are whole.
         n_trials: in total, those that the study already has included.
         trial_steps: budget of a trial in environment steps, of all its environments together. A trial ends with the
             window that reaches it.
@@ -63,7 +63,11 @@ class TrialOrchestrator:
         pruner_warmup_steps, pruner_interval: windows before a trial may be pruned, and between two looks. A trial is
             pruned when its best score so far is below the median of the complete trials at the same window.
         optuna_verbosity: a level of Optuna's logging; None: warnings only.
-        rloptimizer_kwargs: further arguments of each trial's `RLOptimizer`.
+        rloptimizer_kwargs: further arguments of each trial's `RLOptimizer`. Within a trial nothing is tuned unless
+            "optimizer" is given here, and then not what is searched. Each trial has copies of the optimizer and the
+            evaluator; callbacks are shared and hear of every trial (with `n_jobs` above 1 each process has its own
+            copies). To minimise, "target_score" is what the score must fall to; callbacks hear scores with the sign
+            changed.
         checkpoint_score_fn: agent -> score; where given it decides, in place of the mean return of training episodes.
         study_name, storage: where the study is kept, and goes on: None (memory), a journal file ("study.journal"), a
             URL ("sqlite:///study.db"), or a storage of Optuna's. Several processes may share one.
@@ -124,7 +128,8 @@ class TrialOrchestrator:
             )
         settings = dict(rloptimizer_kwargs or {})
         _check_settings(settings)
-        self.n_trials, self.seed, self.n_jobs = whole("n_trials", n_trials), int(seed), whole("n_jobs", n_jobs)
+        self.n_trials, self.n_jobs = whole("n_trials", n_trials), whole("n_jobs", n_jobs)
+        self.seed = whole("seed", seed, 0)
         self.direction, self._storage, self._study_name = direction, storage, study_name
         self._n_startup = whole("n_startup_trials", n_startup_trials, 0)
         self._warmup = whole("pruner_warmup_steps", pruner_warmup_steps, 0)
@@ -272,6 +277,7 @@ class TrialOrchestrator:
         if self._opened is None:
             self._opened = open_storage(self._storage)
         storage = self._opened
+        facts = {"param_space": self.space.facts(), "score": self.trial.score_source}
         budget = {"trial_steps": self.trial.steps, "trial_episodes": self.trial.windows}
         study = open_study(
             storage,
@@ -285,7 +291,7 @@ class TrialOrchestrator:
                 interval_steps=self._interval,
                 n_min_trials=1,
             ),
-            facts={"param_space": self.space.facts(), **{k: v for k, v in budget.items() if v is not None}},
+            facts=facts | {k: v for k, v in budget.items() if v is not None},
         )
         return study, storage
 
@@ -295,7 +301,9 @@ class TrialOrchestrator:
             self.run_ckpt_dir = self._given_directory / self.study.study_name
             self.run_ckpt_dir.mkdir(parents=True, exist_ok=True)
         elif self.run_ckpt_dir is None or not self.run_ckpt_dir.exists():
-            self.run_ckpt_dir = Path(tempfile.mkdtemp(prefix="tensor-optix-trials-"))
+            from tensor_optix.trials.temporary import temporary_directory
+
+            self.run_ckpt_dir = temporary_directory()
             weakref.finalize(self, shutil.rmtree, self.run_ckpt_dir, ignore_errors=True)
 
     def _directory_of(self, number: int) -> Path:
@@ -322,9 +330,9 @@ class TrialOrchestrator:
 
         assert self.study is not None
         failed = failures(self.study)
-        if self._stop_asked and not failed:
-            return "the search was stopped before a trial was complete"
         first = ledger.first_error or next((str(t.user_attrs[ERROR]) for t in failed if ERROR in t.user_attrs), None)
+        if self._stop_asked and first is None:  # a trial that was given up is no failure of its own
+            return "the search was stopped before a trial was complete"
         if first is None:
             return (
                 f"none of the {len(self.study.trials)} trials of study {self.study.study_name!r} is complete: others "
@@ -355,25 +363,33 @@ def _check_settings(settings: Mapping[str, Any]) -> None:
 
 
 def _space_of_agent(agent_factory: Callable[..., Any], pipeline_factory: Callable[..., Any]) -> TrialSpace:
-    """Floats within the bounds that the agent's class names."""
+    """Numbers within the bounds that the agent's class names."""
     from tensor_optix.trials.factories import made, made_agent
-    from tensor_optix.trials.host_trial import describe
+    from tensor_optix.trials.host_trial import describe, released
 
-    try:
-        agent = made_agent(agent_factory, {}, made(pipeline_factory, {}))
-    except Exception as error:
-        raise ValueError(
-            f"param_space is missing, and agent_factory makes no agent without hyperparameters ({describe(error)}): "
-            "give param_space"
-        ) from error
-    bounds = getattr(agent, "default_param_bounds", None) or {}
-    log = getattr(agent, "default_log_params", None) or ()
-    params = agent.get_hyperparams().params
-    agent.teardown()
-    specs = {k: ("log_float" if k in log else "float", *v) for k, v in bounds.items() if k in params}
+    with contextlib.ExitStack() as stack:
+        try:
+            pipeline = released(made(pipeline_factory, {}), stack)
+            agent = released(made_agent(agent_factory, {}, pipeline), stack)
+        except Exception as error:
+            raise ValueError(
+                "param_space is missing, and agent_factory makes no agent without hyperparameters "
+                f"({describe(error)}): give param_space"
+            ) from error
+        bounds = getattr(agent, "default_param_bounds", None) or {}
+        log = getattr(agent, "default_log_params", None) or ()
+        params = dict(agent.get_hyperparams().params)
+    specs = {name: (_scale(params[name], pair, name in log), *pair) for name, pair in bounds.items() if name in params}
     if not specs:
         raise ValueError(
             f"param_space is missing, and {type(agent).__name__} names no bounds (default_param_bounds): give "
             'param_space, for example {"learning_rate": ("log_float", 1e-4, 3e-3)}'
         )
     return trial_space(specs)
+
+
+def _scale(value: Any, bounds: tuple[float, float], log: bool) -> str:
+    """What is proposed within bounds: whole numbers where the value and both bounds are whole."""
+    is_int = isinstance(value, int) and not isinstance(value, bool)
+    kind = "int" if is_int and all(float(bound).is_integer() for bound in bounds) else "float"
+    return f"log_{kind}" if log else kind

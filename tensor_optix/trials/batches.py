@@ -20,7 +20,8 @@ from tensor_optix.results import MemberResult, member_result
 class Batches(Session):
     """A session that runs one batch of members after the other without compiling anew.
 
-    Made with as many members as the largest batch has. A smaller batch leaves lanes empty, which cost nothing.
+    Made with as many members as the largest batch has. A smaller batch leaves lanes empty: they are not trained, but
+    the final evaluation plays its episodes on every lane.
     """
 
     def run(

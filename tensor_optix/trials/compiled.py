@@ -2,35 +2,26 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from tensor_optix.config import ConfigError, RunConfig, unknown
 from tensor_optix.config_checks import whole
-from tensor_optix.core.types import StopReason
 from tensor_optix.loop import runtime
-from tensor_optix.loop.session import MemberSpec
 from tensor_optix.loop.signals import asking_on_signals
 from tensor_optix.orchestrator import require_optuna
 from tensor_optix.plan import Plan, make_plan
+from tensor_optix.trials.compiled_trials import CompiledTrials
+from tensor_optix.trials.facts import env_facts, policy_fact
 from tensor_optix.trials.space import Choice, TrialSpace, trial_space, trial_space_of
-from tensor_optix.trials.tuned import TuneResult, result_of_trial
+from tensor_optix.trials.tuned import TuneResult, kept_run
 
 if TYPE_CHECKING:
     from optuna.pruners import BasePruner
     from optuna.study import Study
     from optuna.trial import FrozenTrial
-
-    from tensor_optix.loop.events import ChunkReport
-    from tensor_optix.results import MemberResult
-    from tensor_optix.trials.batches import Batches
-    from tensor_optix.trials.ledger import Ledger
 
 _JOURNAL, _BEST = "study.journal", "best"  # in a run_dir
 _STUDY = "tune"  # its name there
@@ -88,7 +79,11 @@ def tune(
             for `load_run` and the command line. A study that is there goes on.
         callbacks: called as `callback(study, trial)` when a trial has ended.
 
-    Interrupted (Ctrl-C), what is finished counts: the result says so. KeyboardInterrupt if nothing is.
+    The best trial's policy is that of its run; where another process ran the trial and "best" does not hold it, the
+    trial is trained again, and `notes` of the result say so if that went another way.
+
+    Interrupted (Ctrl-C), what is finished counts: the result says so, and lacks a policy where the best trial would
+    have to be trained again. KeyboardInterrupt if nothing is finished.
 
     Raises:
         ConfigError (a ValueError): what was asked for cannot be run.
@@ -99,38 +94,40 @@ def tune(
     from tensor_optix.trials.study import talking
 
     began = time.perf_counter()
-    n_trials, batch = whole("n_trials", n_trials), min(whole("batch", batch), n_trials)
+    n_trials, total_steps = whole("n_trials", n_trials), whole("total_steps", total_steps)
+    batch, seed = min(whole("batch", batch), n_trials), whole("seed", seed, 0)
     seeds = [seed + i for i in range(whole("seeds_per_trial", seeds_per_trial))]
     runtime.start()
     run = RunConfig(
-        env=env if isinstance(env, str) else type(env).__name__,
+        env=env if isinstance(env, str) else _name(env),
         algorithm=algorithm,
         seeds=seeds,
         total_steps=total_steps,
         tune=False,
         stop=False,
-        config=dict(config or {}),
-        hyperparams=dict(hyperparams or {}),
+        config=_mapping("config", config),
+        hyperparams=_mapping("hyperparams", hyperparams),
         eval_every=eval_every,
         eval_episodes=eval_episodes,
         eval_max_steps=eval_max_steps,
         final_episodes=final_episodes,
     )
-    plan = make_plan(run, None if isinstance(env, str) else env, networks)
+    own = _mapping("networks", networks)
+    plan = make_plan(run, None if isinstance(env, str) else env, own)
     chosen = _space(plan, space)
     if run_dir is not None and storage is None:
         storage, study_name = Path(run_dir) / _JOURNAL, study_name or _STUDY
     with talking(optuna_verbosity):
         study, opened = _open(
             plan,
-            chosen,
+            {"param_space": chosen.facts(), "networks": sorted(own)},
             storage,
             study_name,
             seed,
             n_startup_trials,
             _pruner(prune, n_startup_trials, total_steps // 4 if pruner_warmup_steps is None else pruner_warmup_steps),
         )
-        trials = _Trials(plan, chosen, batch, block)
+        trials = CompiledTrials(plan, chosen, batch, block)
         with asking_on_signals(trials.interrupted.set):
             try:
                 with Ledger(study, opened, chosen, n_trials, callbacks) as ledger:
@@ -139,8 +136,11 @@ def tune(
                 if best is None:
                     _give_up(trials, study)
                 assert best is not None
-                # Of a trial that another process ran, the policy is not known here; the same seeds give it again.
-                members, policy = trials.kept(best.number) or trials.again(chosen.decoded(best.params))
+                found = trials.kept(best.number)
+                if found is None and run_dir is not None:
+                    hyper = trials.hyper(chosen.decoded(best.params))
+                    found = kept_run(Path(run_dir) / _BEST, study, best, plan, hyper, env, own)
+                found = found or trials.again(best)
             finally:
                 trials.close()
     result = TuneResult(
@@ -149,7 +149,7 @@ def tune(
         best_trial=best.number,
         best_params=chosen.decoded(best.params),
         best_score=float(best.value or 0.0),
-        best=result_of_trial(plan, trials.hyper(chosen.decoded(best.params)), members, policy),
+        best=found,
         env_steps=trials.env_steps,
         compile_s=trials.compile_s,
         run_s=trials.run_s,
@@ -157,140 +157,19 @@ def tune(
         interrupted=trials.interrupted.is_set(),
     )
     if run_dir is not None:
-        result.keep(Path(run_dir), Path(run_dir) / _BEST, networks=sorted(networks or {}))
+        result.keep(Path(run_dir), Path(run_dir) / _BEST, networks=sorted(own))
     return result
 
 
-class _Trials:
-    """The trials of one process, in batches of one compiled program."""
-
-    def __init__(self, plan: Plan, space: TrialSpace, batch: int, block: int | None) -> None:
-        self._plan, self._space, self._batch, self._block = plan, space, batch, block
-        self._session: Batches | None = None  # compiled for the first batch
-        self._best: tuple[int, float, Any] | None = None  # trial number, score, (members, policy)
-        self.interrupted = threading.Event()
-        self.env_steps = 0
-
-    @property
-    def compile_s(self) -> float:
-        return 0.0 if self._session is None else self._session.compile_s
-
-    @property
-    def run_s(self) -> float:
-        return 0.0 if self._session is None else self._session.run_s
-
-    def hyper(self, params: Mapping[str, Any]) -> dict[str, float]:
-        """All hyperparameters of a trial."""
-        return {**self._plan.members[0].hyper, **{name: float(value) for name, value in params.items()}}
-
-    def kept(self, number: int) -> Any:
-        """Results and best policy of the trial, if it was the best one that ran here."""
-        return self._best[2] if self._best is not None and self._best[0] == number else None
-
-    def run(self, ledger: Ledger) -> None:
-        """Batch after batch, until the ledger has no more or an interrupt."""
-        while not self.interrupted.is_set():
-            taken: list[tuple[int, dict[str, Any]]] = []
-            while len(taken) < self._batch and (one := ledger.take()) is not None:
-                taken.append(one)
-            if not taken:
-                return
-            reports = partial(self._report, ledger, [number for number, _ in taken])
-            ended = self._train([params for _, params in taken], reports)
-            if ended is None:
-                return  # the ledger gives them up
-            for (number, _), (members, policy) in zip(taken, ended, strict=True):
-                self._tell(ledger, number, members, policy)
-
-    def again(self, params: Mapping[str, Any]) -> Any:
-        """Results and best policy of a trial that ran in another process."""
-        ended = self._train([params], lambda report: ())
-        if ended is None:
-            raise KeyboardInterrupt
-        return ended[0]
-
-    def close(self) -> None:
-        if self._session is not None:
-            self._session.close()
-
-    def _train(
-        self, batch: Sequence[Mapping[str, Any]], judge: Callable[[ChunkReport], Sequence[int]]
-    ) -> list[tuple[list[MemberResult], Any]] | None:
-        """For each trial its members' results and its best policy; None if interrupted."""
-        seeds = self._plan.run.seed_list()
-        members = [MemberSpec(seed, 0, self.hyper(params)) for params in batch for seed in seeds]
-        ended = self._compiled().run(members, lambda: not self.interrupted.is_set(), judge)
-        if ended is None:
-            return None
-        results, policies, env_steps = ended
-        self.env_steps += env_steps
-        groups = [range(i, i + len(seeds)) for i in range(0, len(members), len(seeds))]
-        return [([results[i] for i in group], _policy_of(self._plan, results, policies, group)) for group in groups]
-
-    def _report(self, ledger: Ledger, numbers: Sequence[int], report: ChunkReport) -> list[int]:
-        """Tell of the evaluations in a chunk; the members of trials that are pruned."""
-        per_window, count = self._plan.program.algorithm.steps_per_window, len(self._plan.run.seed_list())
-        lanes = np.argsort(report.member_ids)
-        scored = report.active & report.evaluated
-        ended: list[int] = []
-        for k in range(len(scored)):
-            for i, number in enumerate(numbers):
-                members = range(i * count, (i + 1) * count)
-                rows = lanes[list(members)]
-                if not scored[k, rows].all():
-                    continue
-                step = int(report.windows()[k, rows[0]] + 1) * per_window
-                if ledger.report(number, step, float(np.mean(report.score[k, rows], dtype=np.float64))):
-                    ended += members
-        return ended
-
-    def _tell(self, ledger: Ledger, number: int, members: list[MemberResult], policy: Any) -> None:
-        from optuna.trial import TrialState
-
-        from tensor_optix.trials.ledger import Outcome
-
-        if any(member.stop_reason == StopReason.PRUNED for member in members):
-            steps = sum(member.env_steps for member in members)
-            ledger.finish(number, Outcome(TrialState.PRUNED, facts={"env_steps": steps}))
-            return
-        score = float(np.mean([member.score for member in members]))
-        facts: dict[str, Any] = {"env_steps": sum(member.env_steps for member in members)}
-        if np.isfinite(score):
-            facts["scores"] = [member.score for member in members]  # by seed
-        if np.isfinite(score) and (self._best is None or score > self._best[1]):
-            self._best = number, score, (members, policy)
-        ledger.finish(number, Outcome(TrialState.COMPLETE, score=score, facts=facts))
-
-    def _compiled(self) -> Batches:
-        import jax
-
-        from tensor_optix.loop.session import default_block
-        from tensor_optix.trials.batches import Batches
-
-        if self._session is None:
-            hyper = self._plan.members[0].hyper
-            members = [MemberSpec(seed, 0, hyper) for seed in self._plan.run.seed_list() for _ in range(self._batch)]
-            self._session = Batches(
-                self._plan.program,
-                members,
-                devices=jax.local_devices(),
-                block=self._block or default_block(jax.default_backend()),
-                max_windows=self._plan.max_windows,
-                final_episodes=self._plan.run.final_episodes,
-            )
-            self._session.compile()
-        return self._session
+def _name(env: Any) -> str:
+    name = getattr(env, "name", None)
+    return name if isinstance(name, str) else getattr(env, "__name__", type(env).__name__)
 
 
-def _policy_of(plan: Plan, results: Sequence[MemberResult], policies: Any, group: range) -> Any:
-    """The policy of the group's best member; that of the first where none has a finite score."""
-    import jax
-
-    from tensor_optix.policy import Policy
-
-    scores = np.nan_to_num([results[i].score for i in group], nan=-np.inf)
-    best = group[int(np.argmax(scores))]
-    return Policy(plan.program.algorithm, jax.tree.map(lambda x: np.asarray(x)[best], policies))
+def _mapping(name: str, given: Any) -> dict[str, Any]:
+    if given is not None and not isinstance(given, Mapping):
+        raise ConfigError(f"{name} must be a mapping of names to values, got {given!r}")
+    return dict(given or {})
 
 
 def _space(plan: Plan, given: Mapping[str, Any] | None) -> TrialSpace:
@@ -325,16 +204,24 @@ def _space(plan: Plan, given: Mapping[str, Any] | None) -> TrialSpace:
 
 
 def _open(
-    plan: Plan, space: TrialSpace, storage: Any, name: str | None, seed: int, n_startup: int, pruner: BasePruner
+    plan: Plan,
+    searched: Mapping[str, Any],
+    storage: Any,
+    name: str | None,
+    seed: int,
+    n_startup: int,
+    pruner: BasePruner,
 ) -> tuple[Study, Any]:
     from tensor_optix.trials.storage import open_storage
     from tensor_optix.trials.study import open_study
 
     run = plan.run
     facts = {
-        "param_space": space.facts(),
+        **searched,
         **{f: getattr(run, f) for f in ("env", "algorithm", "total_steps", "seeds", "config", "hyperparams")},
         **{f: getattr(run, f) for f in ("eval_every", "eval_episodes", "eval_max_steps", "final_episodes")},
+        "env_params": env_facts(plan),
+        "policy": policy_fact(plan),
     }
     try:
         opened = open_storage(storage)
@@ -365,7 +252,7 @@ def _pruner(prune: bool, n_startup: int, warmup: int) -> BasePruner:
     )
 
 
-def _give_up(trials: _Trials, study: Study) -> None:
+def _give_up(trials: CompiledTrials, study: Study) -> None:
     if trials.interrupted.is_set():
         raise KeyboardInterrupt
     raise RuntimeError(

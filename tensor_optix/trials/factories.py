@@ -26,11 +26,24 @@ def made_agent(factory: Callable[..., Any], params: Mapping[str, Any], pipeline:
     from tensor_optix.factory import make_agent
 
     if factory is make_agent:
-        return make_agent(pipeline.env, hyperparams=dict(params))
+        return make_agent(_env_of(pipeline), hyperparams=dict(params))
     agent = made(factory, params)
     if params and not any(_takes(factory)):
         agent.set_hyperparams(HyperparamSet({**agent.get_hyperparams().params, **params}))
     return agent
+
+
+def _env_of(pipeline: Any) -> Any:
+    """The environment of a pipeline, or of the one that it wraps."""
+    part = pipeline
+    while getattr(part, "env", None) is None:
+        part = getattr(part, "pipeline", None)
+        if part is None:
+            raise TypeError(
+                f"make_agent needs an environment to fit, and {type(pipeline).__name__} has none (env): give an "
+                "agent_factory that makes its own, such as lambda params: make_agent(env, hyperparams=params)"
+            )
+    return part.env
 
 
 def check_factory(name: str, factory: Any) -> None:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from tensor_optix.loop.durable import json_bytes
 from tensor_optix.loop.run_dir import RunDir
 from tensor_optix.orchestrator import TrialOrchestrator
+from tensor_optix.trials.facts import difference
+from tensor_optix.trials.fixed import tells_its_space
 
 _RECORD = "trials"  # in the manifest of the run: what the search came to
+_SPACE = "param_space"  # in there: what was searched
 
 _log = logging.getLogger(__name__)
 
@@ -21,7 +26,8 @@ class TrialsFirst:
 
     Args:
       max_episodes: the run's budget in windows; a trial gets `fraction` of it, at least one window.
-      settings: further arguments of each trial's `RLOptimizer`; None is left out.
+      settings: further arguments of each trial's `RLOptimizer`; None is left out. An optimizer tunes within the trials
+        too, but nothing that they search; one that cannot be kept from that is left to the run.
 
     Raises:
       TypeError, ValueError: what is missing for a search, or wrong with it.
@@ -51,6 +57,9 @@ class TrialsFirst:
             )
         if isinstance(fraction, bool) or not isinstance(fraction, int | float) or not 0 < fraction <= 1:
             raise ValueError(f"trial_steps_fraction must lie in (0, 1], got {fraction!r}")
+        settings = {k: v for k, v in settings.items() if v is not None}
+        if not tells_its_space(settings.get("optimizer")):  # it may tune what the trials search, in the run
+            settings.pop("optimizer", None)
         self._search = TrialOrchestrator(
             agent_factory,
             pipeline_factory,
@@ -58,7 +67,7 @@ class TrialsFirst:
             n_trials=n_trials,
             trial_episodes=max(1, math.ceil(fraction * max_episodes)),
             val_pipeline_factory=val_pipeline_factory,
-            rloptimizer_kwargs={k: v for k, v in settings.items() if v is not None} | {"seed": seed},
+            rloptimizer_kwargs=settings | {"seed": seed},
             seed=seed,
         )
         self.manifest: dict[str, Any] = {}  # entries for the run's manifest, from `params` on
@@ -72,14 +81,20 @@ class TrialsFirst:
             record = RunDir.read(resume_from).manifest.get(_RECORD)
             if record is None:
                 raise ValueError(f"the run at '{resume_from}' began without a search: leave param_space out")
+            now = json.loads(json_bytes(self._search.space.facts()))
+            differs = difference("param_space", record.get(_SPACE, now), now)
+            if differs is not None:
+                raise ValueError(
+                    f"the run at '{resume_from}' searched {differs}: give the param_space that it began with, or leave "
+                    "resume_from out to search anew"
+                )
             return self._search.space.decoded(record["params"])
         if not self.manifest:
             best = self._search.run()
             study = self._search.study
             assert study is not None
-            self.manifest = {
-                _RECORD: {"params": study.best_trial.params, "score": best.score, "trials": len(study.trials)}
-            }
+            record = {"params": study.best_trial.params, "score": best.score, "trials": len(study.trials)}
+            self.manifest = {_RECORD: record | {_SPACE: self._search.space.facts()}}
         return self._search.best_params or {}
 
     def warm_start(self, agent: Any) -> None:

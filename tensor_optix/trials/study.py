@@ -12,6 +12,7 @@ from optuna.pruners import BasePruner
 from optuna.storages import BaseStorage
 from optuna.study import Study
 
+from tensor_optix.trials.facts import difference
 from tensor_optix.trials.sampler import SeededTPE
 
 FACTS = "tensor_optix"  # user attribute of a study: what its trials have in common
@@ -48,10 +49,11 @@ def open_study(
     asked = json.loads(json.dumps({"direction": direction, **facts}))
     found = {"direction": study.direction.name.lower(), **begun}
     for name, value in asked.items():
-        if name in found and found[name] != value:
+        differs = difference(name, found[name], value) if name in found else None
+        if differs is not None:
             raise ValueError(
-                f"the study {study.study_name!r} was begun with {name} {found[name]}, got {value}: its trials cannot "
-                "be compared with new ones; ask for the same, or give another study_name"
+                f"the study {study.study_name!r} was begun with {differs}: its trials cannot be compared with new "
+                "ones; ask for the same, or give another study_name"
             )
     if not begun:
         study.set_user_attr(FACTS, asked)

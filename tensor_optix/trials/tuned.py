@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,10 +19,14 @@ from tensor_optix.trials.space import TrialSpace
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from optuna.study import Study
+    from optuna.trial import FrozenTrial
 
     from tensor_optix.policy import Policy
 
 _FIGURE, _TRIALS = "study.png", "best.json"
+_TRIAL = "trial"  # in the manifest of the best trial's run: whose it is
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(eq=False)
@@ -41,13 +46,18 @@ class TuneResult:
     interrupted: bool = False
 
     @property
+    def notes(self) -> list[str]:
+        """What is to be known about the best trial's policy."""
+        return self.best.notes
+
+    @property
     def hyperparams(self) -> dict[str, float]:
         """All hyperparameters of the best trial, for `train(hyperparams=...)`."""
         return dict(self.best.config["hyperparams"])
 
     @property
     def policy(self) -> Policy | None:
-        """Of the best trial's best seed."""
+        """Of the best trial's best seed. None if the trial ran elsewhere and an interrupt left it at that."""
         return self.best.policy
 
     def counts(self) -> dict[str, int]:
@@ -66,6 +76,7 @@ class TuneResult:
         ]
         if self.interrupted:
             lines.append("interrupted: the same call goes on where the study is kept")
+        lines += [f"note: {note}" for note in self.notes]
         return "\n".join(lines)
 
     def __str__(self) -> str:
@@ -87,6 +98,7 @@ class TuneResult:
             "run_s": self.run_s,
             "wall_s": self.wall_s,
             "interrupted": self.interrupted,
+            "notes": self.notes,
             "run_dir": self.best.run_dir,
         }
 
@@ -105,37 +117,87 @@ class TuneResult:
         return figure
 
     def keep(self, directory: Path, best: Path, networks: Sequence[str]) -> None:
-        """Write the figure and the best configuration into `directory`, the best trial's run into `best`."""
+        """Write the figure and the best configuration into `directory`, the best trial's run into `best`.
+
+        A run that was read from there, or has no policy, is not written.
+        """
         from tensor_optix.loop.durable import json_bytes, write_file
+
+        if self.policy is not None and self.best.run_dir is None:
+            self._keep_best(best, networks)
+        write_file(directory / _TRIALS, json_bytes(self.to_json()))
+        with contextlib.suppress(ImportError):  # of matplotlib: the study can be drawn elsewhere
+            self.plot(directory / _FIGURE)
+
+    def _keep_best(self, directory: Path, networks: Sequence[str]) -> None:
         from tensor_optix.loop.run_dir import RunDir
 
         assert self.policy is not None
+        trial = _mark(self.study, self.best_trial, self.best_score)
         manifest = {"config": self.best.config, "seeds": self.best.config["seeds"], "networks": list(networks)}
-        with RunDir.create(best, manifest, overwrite=True) as run:
-            self.best.run_dir = str(best)
+        with RunDir.create(directory, manifest | {_TRIAL: trial}, overwrite=True) as run:
+            self.best.run_dir = str(directory)
             run.save_result(*self.best.to_payload())
             facts = {"algorithm": self.best.algorithm, "env": self.best.env, "seed": self.best.best.seed}
             run.save_policy(self.policy.arrays(), facts)
             reasons = {str(member.seed): member.stop_reason.label for member in self.best.members}
             run.update_manifest(status="finished", stop_reasons=reasons)
-        write_file(directory / _TRIALS, json_bytes(self.to_json()))
-        with contextlib.suppress(ImportError):  # of matplotlib: the study can be drawn elsewhere
-            self.plot(directory / _FIGURE)
 
 
-def result_of_trial(plan: Plan, hyper: Mapping[str, float], members: list[MemberResult], policy: Any) -> TrainResult:
+def kept_run(
+    directory: Path,
+    study: Study,
+    trial: FrozenTrial,
+    plan: Plan,
+    hyper: Mapping[str, float],
+    env: Any,
+    networks: Mapping[str, Any],
+) -> TrainResult | None:
+    """The run that `TuneResult.keep` wrote into `directory`, if it is that trial's; None otherwise.
+
+    hyper: all hyperparameters of the trial. env, networks: as given to `tune`.
+    """
+    from tensor_optix.finished import load_run
+    from tensor_optix.loop.run_dir import RunDir, RunDirError
+
+    try:
+        manifest = RunDir.read(directory).manifest
+        asked = json.loads(json.dumps(_config(plan, hyper)))
+        is_it = manifest.get(_TRIAL) == _mark(study, trial.number, float(trial.value or 0.0))
+        if not is_it or manifest.get("status") != "finished" or manifest["config"] != asked:
+            return None
+        return load_run(directory, None if isinstance(env, str) else env, networks)
+    except (RunDirError, ValueError, KeyError) as error:
+        if directory.exists():
+            _log.warning("the run in '%s' cannot be read, so its trial is trained again: %s", directory, error)
+        return None
+
+
+def result_of_trial(
+    plan: Plan, hyper: Mapping[str, float], members: Sequence[MemberResult], policy: Any, notes: Sequence[str] = ()
+) -> TrainResult:
     """One trial as a run: what `train` with its hyperparameters, `tune=False` and `stop=False` would give."""
     return TrainResult(
         env=plan.run.env,
         algorithm=plan.run.algorithm,
-        members=members,
+        members=list(members),
         env_steps=sum(member.env_steps for member in members),
         compile_s=0.0,
         run_s=0.0,
         wall_s=0.0,
-        config=dataclasses.replace(plan.run, hyperparams=dict(hyper)).to_dict(),
+        config=_config(plan, hyper),
+        notes=list(notes),
         policy=policy,
     )
+
+
+def _config(plan: Plan, hyper: Mapping[str, float]) -> dict[str, Any]:
+    return dataclasses.replace(plan.run, hyperparams=dict(hyper)).to_dict()
+
+
+def _mark(study: Study, number: int, score: float) -> dict[str, Any]:
+    """What tells one trial from all others."""
+    return {"study": study.study_name, "number": number, "score": score}
 
 
 def _shown(value: Any) -> str:

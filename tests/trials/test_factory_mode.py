@@ -5,7 +5,11 @@ import logging
 
 import pytest
 
+from tensor_optix.core.base_optimizer import BaseOptimizer
+from tensor_optix.core.types import HyperparamSet
+from tensor_optix.loop.episode_returns import EpisodeEvaluator
 from tensor_optix.optimizer import RLOptimizer
+from tensor_optix.optimizers.spsa import SPSAOptimizer
 from tests.host_parts import Plain
 from tests.trials import parts
 from tests.trials.parts import SPACE, Guess, Hill
@@ -17,6 +21,13 @@ class Counting(Guess):
     def learn(self, episode_data):
         self.began = getattr(self, "began", self.weight)
         super().learn(episode_data)
+
+
+class Own(BaseOptimizer):
+    """A tuner of the user's own; what it tunes it does not tell."""
+
+    def suggest(self, current, history):
+        return HyperparamSet({**current.params, "x": current.params["x"] * 0.9})
 
 
 def optimizer(tmp_path, **settings):
@@ -71,6 +82,44 @@ def test_a_run_that_is_gone_on_with_searches_no_more(tmp_path):
     assert result.windows == 6
     assert again.agent.params["x"] == run.agent.params["x"]
     assert again.agent.weight >= 2
+
+
+@pytest.mark.parametrize(
+    ("space", "said"),
+    [
+        ({"other": ("float", 0, 1)}, "param_space.x ['float', 0.0, 1.0], got nothing"),
+        ({"x": ("categorical", (1, 2), (3, 4))}, "param_space.x ['float', 0.0, 1.0], got ['categorical',"),
+        (SPACE | {"other": ("float", 0, 1)}, "param_space.other nothing, got ['float', 0.0, 1.0]"),
+        ({"x": ("float", 5, 6)}, "param_space.x ['float', 0.0, 1.0], got ['float', 5.0, 6.0]"),
+    ],
+)
+def test_a_run_that_is_gone_on_with_must_have_the_same_space(tmp_path, space, said):
+    run = optimizer(tmp_path, n_trials=1, max_episodes=1, trial_steps_fraction=1.0)
+    run.run()
+    again = optimizer(tmp_path, n_trials=1, max_episodes=3, resume_from=run.run_dir, param_space=space)
+    with pytest.raises(ValueError) as caught:  # noqa: PT011 - said below
+        again.run()
+    assert said in str(caught.value)
+    assert "give the param_space that it began with" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", [SPSAOptimizer, Own])
+def test_what_tunes_the_run_does_not_tune_what_its_trials_search(tmp_path, kind):
+    seen = []
+
+    class Recording(Counting):
+        def learn(self, episode_data):
+            seen.append(self.params["x"])
+            super().learn(episode_data)
+
+    tuner = SPSAOptimizer({"x": (0.0, 1.0)}) if kind is SPSAOptimizer else Own()
+    settings = {"evaluator": EpisodeEvaluator(min_episodes=1), "optimizer": tuner, "max_episodes": 6}
+    run = optimizer(tmp_path, agent_factory=lambda params: Recording(**params), **settings)
+    run.run()
+    trials, after = [seen[i : i + 3] for i in (0, 3, 6)], seen[9:]
+    assert [len(set(trial)) for trial in trials] == [1, 1, 1]
+    assert len(set(after)) > 1  # the run's own is at work
 
 
 def test_trials_may_have_a_factory_of_their_own_and_weights_need_not_fit(tmp_path, caplog):

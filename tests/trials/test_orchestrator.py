@@ -11,7 +11,6 @@ import optuna
 import pytest
 
 from tensor_optix.loop.episode_returns import EpisodeEvaluator
-from tensor_optix.loop.host_run import HostRun
 from tensor_optix.orchestrator import TrialOrchestrator
 from tests.host_parts import Plain
 from tests.trials import parts
@@ -20,9 +19,8 @@ from tests.trials.parts import SPACE, STEPS, Guess, Hill, score_of
 
 @pytest.fixture(autouse=True, scope="module")
 def cheap_runs():
-    """A checkpoint at the end of a run costs more than these runs, and nobody goes on with a trial's."""
+    """What makes files durable costs more than these runs."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(HostRun, "end", lambda self, state: None)
         patch.setattr(os, "fsync", lambda descriptor: None)
         yield
 
