@@ -15,9 +15,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import EngFormatter
 
 from tensor_optix.core.types import Event, LoopState, StopReason
+from tensor_optix.figure_style import ACCENT, MUTED, STATE_COLOURS, STYLE, THIN, dress_track, running_mean
 from tensor_optix.notebook_figure import NotebookFigure
 from tensor_optix.statistics import interquartile_mean
 
@@ -26,17 +27,9 @@ if TYPE_CHECKING:
     from tensor_optix.results import MemberResult, TrainResult
 
 _GRID = 200  # points of the common env-steps grid
-_MEAN_OF = 8  # evaluations, for a tuned hyperparameter's line
 _COUNTS = ("neurons", "edges")  # what a graph that grows says of its size, among the losses
 _RESAMPLES = 300  # of the band; its edge is drawn one pixel or so wide
 _COPY = "#d9660c"
-_INK, _MUTED, _THIN, _ACCENT = "#22272e", "#6b7480", "#9aa7b8", "#1f5fa8"
-_STATE_COLOURS = {
-    LoopState.ACTIVE: "#a9d5b5",
-    LoopState.COOLING: "#f2d98b",
-    LoopState.DORMANT: "#c9b6d9",
-    LoopState.WATCHDOG: "#a8c8ea",
-}
 _STOP_MARKERS = {  # marker, colour, relative size
     StopReason.CONVERGED: ("o", "#2c8a4b", 1.0),
     StopReason.TARGET: ("*", "#d08a00", 1.7),
@@ -50,18 +43,6 @@ _EVENT_MARKERS = {  # marker, colour, label
     Event.ROLLBACK: ("<", "#d9660c", "roll-back"),
     Event.NON_FINITE: ("x", "#c4302b", "NaN or infinity"),
 }
-_STYLE = {
-    "axes.edgecolor": "#c3c9d1",
-    "axes.labelcolor": _INK,
-    "axes.spines.right": False,
-    "axes.spines.top": False,
-    "font.size": 9.5,
-    "text.color": _INK,
-    "xtick.color": _MUTED,
-    "ytick.color": _MUTED,
-    "xtick.labelsize": 8.5,
-    "ytick.labelsize": 8.5,
-}
 
 
 def training_figure(result: TrainResult) -> Figure:
@@ -72,7 +53,7 @@ def training_figure(result: TrainResult) -> Figure:
     tracks += [("losses", name) for name in _COUNTS if _varies([curve.losses for curve in curves], name)]
     lived = [i for i, member in enumerate(result.members) if member.stop_reason != StopReason.UNSPAWNED]
     heights = [3.4, *([0.85] * len(tracks)), _states_height(len(lived))]
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = NotebookFigure(figsize=(9.0, sum(heights) + 1.5), layout="constrained")
         axes = figure.subplots(len(heights), 1, sharex=True, height_ratios=heights, squeeze=False)[:, 0]
         _draw_scores(axes[0], result)
@@ -165,28 +146,28 @@ def _draw_scores(axis: Axes, result: TrainResult) -> None:
     axis.grid(axis="y", color="#e8ebef", lw=0.8)
     axis.set_axisbelow(True)
     if not grid.size:
-        axis.text(0.5, 0.5, "no finite score", transform=axis.transAxes, ha="center", color=_MUTED)
+        axis.text(0.5, 0.5, "no finite score", transform=axis.transAxes, ha="center", color=MUTED)
         return
     handles = _draw_members(axis, members, 0.6 if result.max_spawns else 0.16)
     if len(rows) > 1 and not result.max_spawns:
         who = str(len(rows)) if result.population == 1 else f"all {len(rows)} members"
         label = f"interquartile mean of {who}, 95 % band"
-        handles[:0] = axis.plot(grid, interquartile_mean(rows, axis=0), color=_ACCENT, lw=2.2, zorder=3, label=label)
-        axis.fill_between(grid, *_band(rows), color=_ACCENT, alpha=0.2, lw=0, zorder=2)
+        handles[:0] = axis.plot(grid, interquartile_mean(rows, axis=0), color=ACCENT, lw=2.2, zorder=3, label=label)
+        axis.fill_between(grid, *_band(rows), color=ACCENT, alpha=0.2, lw=0, zorder=2)
     axis.set_ylim(*_score_limits(members, rows))
     axis.legend(handles=handles, loc="lower right", frameon=False, fontsize=8.5)
     if np.isfinite(result.iqm):
         low, high = result.iqm_interval
         final = f"final {'score' if len(members) == 1 else 'IQM'} {result.iqm:.4g}  [{low:.4g}, {high:.4g}]"
-        axis.set_title(final, loc="right", fontsize=9.5, color=_MUTED)
+        axis.set_title(final, loc="right", fontsize=9.5, color=MUTED)
 
 
 def _draw_members(axis: Axes, members: Sequence[MemberResult], faintest: float) -> list[Line2D]:
     """Each member's scores, and where it stopped at the score of the policy it kept. Returns the legend's handles."""
     n = len(members)
     end = max(member.env_steps for member in members)
-    colour, width, alpha = (_ACCENT, 1.6, 1.0) if n == 1 else (_THIN, 0.9, float(np.clip(3.0 / n, faintest, 0.75)))
-    held_style: dict[str, Any] = {"color": _MUTED, "lw": 0.7, "ls": (0, (4, 3))}
+    colour, width, alpha = (ACCENT, 1.6, 1.0) if n == 1 else (THIN, 0.9, float(np.clip(3.0 / n, faintest, 0.75)))
+    held_style: dict[str, Any] = {"color": MUTED, "lw": 0.7, "ls": (0, (4, 3))}
     handles: dict[str, Line2D] = {}
     for member in members:
         steps, scores = _finite_scores(member.curve)
@@ -238,36 +219,14 @@ def _draw_track(axis: Axes, result: TrainResult, kind: str, name: str) -> None:
     tracks = []
     for member in members:
         steps, values = member.curve.env_steps, getattr(member.curve, kind)[name]
-        axis.step(steps, values, where="pre", color=_THIN, lw=0.8, alpha=alpha)
+        axis.step(steps, values, where="pre", color=THIN, lw=0.8, alpha=alpha)
         if kind == "hyperparams":
-            values = _running_mean(values, name in result.log_hyperparams)
+            values = running_mean(values, name in result.log_hyperparams)
         tracks.append(values[np.minimum(np.searchsorted(steps, grid), len(steps) - 1)])
     if kind == "hyperparams":
         _draw_copies(axis, result, name)
-    axis.plot(grid, np.median(tracks, axis=0), color=_ACCENT, lw=1.6)
-    if name in result.log_hyperparams:
-        axis.set_yscale("log")
-        low, high = axis.get_ylim()
-        if high > 5 * low:
-            axis.yaxis.set_major_locator(LogLocator(subs=(1.0,) if high > 30 * low else (1.0, 2.0, 5.0)))
-        else:  # a logarithmic locator would have a tick for each digit
-            axis.yaxis.set_major_locator(MaxNLocator(3))
-        axis.yaxis.set_minor_locator(NullLocator())
-    else:
-        axis.yaxis.set_major_locator(MaxNLocator(3))
-    axis.yaxis.set_major_formatter(lambda value, _: _tick_label(value))
-    axis.set_ylabel(name.replace("_", "\n", 1), fontsize=8.5)
-    axis.grid(axis="y", color="#eef0f3", lw=0.8)
-
-
-def _running_mean(values: np.ndarray, log: bool) -> np.ndarray:
-    """Of the newest `_MEAN_OF` values [n], or as many as there are; geometric on a logarithmic scale."""
-    values = np.log(values) if log else values
-    sums = np.concatenate([[0.0], np.cumsum(values, dtype=np.float64)])
-    ends = np.arange(1, len(values) + 1)
-    starts = np.maximum(ends - _MEAN_OF, 0)
-    means = (sums[ends] - sums[starts]) / (ends - starts)
-    return np.exp(means) if log else means
+    axis.plot(grid, np.median(tracks, axis=0), color=ACCENT, lw=1.6)
+    dress_track(axis, name, name in result.log_hyperparams)
 
 
 def _draw_copies(axis: Axes, result: TrainResult, name: str) -> None:
@@ -284,14 +243,6 @@ def _draw_copies(axis: Axes, result: TrainResult, name: str) -> None:
             steps = float(curves[0].env_steps[at[0] - 1])
             axis.plot([steps, steps], values, color=_COPY, lw=0.9, alpha=0.8, zorder=4)
             axis.plot(steps, values[1], ".", color=_COPY, ms=4, zorder=4)
-
-
-def _tick_label(value: float) -> str:
-    """0.02, 0.001, 5e-4: two digits at most, without padded exponents."""
-    if 0 < abs(value) < 9.5e-4:
-        digits, exponent = f"{value:.1e}".split("e")
-        return f"{digits.removesuffix('.0')}e{int(exponent)}"
-    return f"{value:.4g}"
 
 
 def _states_height(n_members: int) -> float:
@@ -313,7 +264,7 @@ def _draw_states(
     for y, member in enumerate(members):
         spans, states = _state_spans(member, float(starts[y]))
         seen |= set(states)
-        colours = [_STATE_COLOURS[state] for state in states]
+        colours = [STATE_COLOURS[state] for state in states]
         axis.broken_barh(spans, (y - 0.5, 0.92 if n <= 24 else 1.0), facecolors=colours, lw=0)
         for event, (marker, colour, _) in _EVENT_MARKERS.items():
             steps = member.curve.env_steps[(member.curve.events & event) != 0]
@@ -330,7 +281,7 @@ def _draw_states(
     axis.set_yticks(range(0, n, step), [names[i] for i in range(0, n, step)])
     axis.tick_params(axis="y", length=0)
     axis.spines["left"].set_visible(False)
-    handles: list[Line2D | Patch] = [Patch(color=_STATE_COLOURS[s], label=s.name.lower()) for s in sorted(seen)]
+    handles: list[Line2D | Patch] = [Patch(color=STATE_COLOURS[s], label=s.name.lower()) for s in sorted(seen)]
     for event, (marker, colour, label) in _EVENT_MARKERS.items():
         if happened & event:
             handles.append(Line2D([], [], marker=marker, color=colour, ls="none", ms=6, label=label))

@@ -14,7 +14,8 @@ pytest.importorskip("matplotlib")
 
 from tensor_optix.core.types import LoopState, StopReason
 from tensor_optix.curves import Curve
-from tensor_optix.figures import _running_mean, _score_limits, _state_spans, _tick_label, common_grid, tuned_hyperparams
+from tensor_optix.figure_style import running_mean, tick_label
+from tensor_optix.figures import _score_limits, _state_spans, common_grid, tuned_hyperparams
 from tensor_optix.results import TrainResult
 
 
@@ -37,9 +38,9 @@ def test_the_grid_interpolates_and_stopped_members_hold_their_best() -> None:
 
 def test_a_tuned_line_is_what_lies_between_the_probes() -> None:
     tried = np.tile([2e-3, 5e-4], 20)
-    assert np.allclose(_running_mean(tried, log=True)[8:], 1e-3)
-    assert np.allclose(_running_mean(np.tile([3.0, 1.0], 20), log=False)[8::2], 2.0)
-    assert np.allclose(_running_mean(np.array([4.0, 2.0, 0.0]), log=False), [4.0, 3.0, 2.0])
+    assert np.allclose(running_mean(tried, log=True)[8:], 1e-3)
+    assert np.allclose(running_mean(np.tile([3.0, 1.0], 20), log=False)[8::2], 2.0)
+    assert np.allclose(running_mean(np.array([4.0, 2.0, 0.0]), log=False), [4.0, 3.0, 2.0])
 
 
 def test_non_finite_scores_are_passed_over() -> None:
@@ -82,7 +83,7 @@ def test_one_diverged_evaluation_does_not_flatten_the_picture() -> None:
 
 
 def test_tick_labels() -> None:
-    assert [_tick_label(v) for v in (0.0, 1e-4, 2.5e-5, 1e-3, 0.02, 0.995, -3e-7)] == [
+    assert [tick_label(v) for v in (0.0, 1e-4, 2.5e-5, 1e-3, 0.02, 0.995, -3e-7)] == [
         "0",
         "1e-4",
         "2.5e-5",

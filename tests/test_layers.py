@@ -9,7 +9,7 @@ ROOT = Path(tensor_optix.__file__).parent
 
 # From the ground up. A file may import from its own layer and from those below.
 LAYERS = [
-    {"_lazy", "core", "notebook_figure"},
+    {"_lazy", "core", "notebook_figure", "figure_style"},
     {"optimizers"},
     {"envs"},
     {"networks"},

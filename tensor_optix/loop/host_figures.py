@@ -15,9 +15,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import EngFormatter, MaxNLocator
 
-from tensor_optix.core.types import LoopState
+from tensor_optix.figure_style import ACCENT, GOLD, MUTED, STATE_COLOURS, STYLE, THIN, dress_track, running_mean
 from tensor_optix.loop.durable import RunDirError
 from tensor_optix.loop.episode_returns import PER_RETURN, PER_STEP
 from tensor_optix.loop.host_course import Course, course_of, rows_of
@@ -27,13 +27,6 @@ from tensor_optix.notebook_figure import NotebookFigure
 if TYPE_CHECKING:
     from tensor_optix.loop.host_result import HostResult
 
-_INK, _MUTED, _THIN, _ACCENT, _GOLD = "#22272e", "#6b7480", "#9aa7b8", "#1f5fa8", "#d08a00"
-_STATES = {
-    LoopState.ACTIVE: "#a9d5b5",
-    LoopState.COOLING: "#f2d98b",
-    LoopState.DORMANT: "#c9b6d9",
-    LoopState.WATCHDOG: "#a8c8ea",
-}
 _MARKS = {  # marker, colour, label
     "best": ("|", "#2f5d3c", "new best"),
     "plateau": ("v", "#8a6a00", "plateau"),
@@ -41,20 +34,7 @@ _MARKS = {  # marker, colour, label
     "degraded": ("x", "#c4302b", "score fell"),
     "rollback": ("<", "#d9660c", "roll-back"),
 }
-_MEAN_OF = 8  # values of a hyperparameter
 _UNITS = {PER_RETURN: "episode return", PER_STEP: "reward per step"}
-_STYLE = {
-    "axes.edgecolor": "#c3c9d1",
-    "axes.labelcolor": _INK,
-    "axes.spines.right": False,
-    "axes.spines.top": False,
-    "font.size": 9.5,
-    "text.color": _INK,
-    "xtick.color": _MUTED,
-    "ytick.color": _MUTED,
-    "xtick.labelsize": 8.5,
-    "ytick.labelsize": 8.5,
-}
 
 
 def result_figure(result: HostResult) -> Figure:
@@ -90,7 +70,7 @@ def events_figure(
     """
     course, scale = course_of(rows, hyperparams, windows), steps_per_window or 1
     heights = [3.4, *([0.85] * len(course.hyperparams)), 0.45]
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = NotebookFigure(figsize=(9.0, sum(heights) + 1.5), layout="constrained")
         axes = figure.subplots(len(heights), 1, sharex=True, height_ratios=heights, squeeze=False)[:, 0]
         _draw_scores(axes[0], course, scale, title)
@@ -118,7 +98,7 @@ def _draw_scores(axis: Axes, course: Course, scale: int, title: str) -> None:
     axis.set_axisbelow(True)
     finite = np.isfinite(course.score)
     if not finite.any():
-        axis.text(0.5, 0.5, "no score", transform=axis.transAxes, ha="center", color=_MUTED)
+        axis.text(0.5, 0.5, "no score", transform=axis.transAxes, ha="center", color=MUTED)
         return
     at, score, best = course.at[finite] * scale, course.score[finite], course.best_so_far[finite]
     marker = "o" if len(at) < 40 else ""
@@ -126,19 +106,19 @@ def _draw_scores(axis: Axes, course: Course, scale: int, title: str) -> None:
     if np.isfinite(course.train).any():
         own = np.isfinite(course.train)
         axis.plot(
-            course.at[own] * scale, course.train[own], color=_THIN, lw=1.2, marker=marker, ms=2.5, label="training"
+            course.at[own] * scale, course.train[own], color=THIN, lw=1.2, marker=marker, ms=2.5, label="training"
         )
         shown.append(course.train[own])
     decided = {"score": "training windows"}.get(course.decided_by, course.decided_by)
-    axis.plot(at, score, color=_ACCENT, lw=1.6, marker=marker, ms=3, label=decided, zorder=3)
+    axis.plot(at, score, color=ACCENT, lw=1.6, marker=marker, ms=3, label=decided, zorder=3)
     held = np.append(at, max(course.end * scale, at[-1])), np.append(best, best[-1])
-    axis.step(*held, where="post", color=_MUTED, lw=0.9, ls=(0, (4, 3)), label="best so far", zorder=2)
+    axis.step(*held, where="post", color=MUTED, lw=0.9, ls=(0, (4, 3)), label="best so far", zorder=2)
     first = int(np.argmax(score))
-    star: dict[str, Any] = {"marker": "*", "color": _GOLD, "mec": "white", "mew": 0.6, "ls": "none"}
+    star: dict[str, Any] = {"marker": "*", "color": GOLD, "mec": "white", "mew": 0.6, "ls": "none"}
     axis.plot(at[first], score[first], ms=12, zorder=4, clip_on=False, label="highest", **star)
     axis.set_ylim(*_limits(np.concatenate(shown)))
     axis.legend(loc="best", frameon=False, fontsize=8.5)
-    axis.set_title(f"highest of {len(score)} evaluations {score[first]:.4g}", loc="right", fontsize=9.5, color=_MUTED)
+    axis.set_title(f"highest of {len(score)} evaluations {score[first]:.4g}", loc="right", fontsize=9.5, color=MUTED)
 
 
 def _limits(scores: np.ndarray) -> tuple[float, float]:
@@ -155,24 +135,9 @@ def _draw_track(axis: Axes, course: Course, scale: int, name: str) -> None:
     steps, values = np.asarray([*track, course.end]) * scale, np.asarray(list(track.values()))
     log = bool(min(values) > 0 and max(values) > 5 * min(values))
     middle = running_mean(values, log)
-    axis.step(steps, [*values, values[-1]], where="post", color=_THIN, lw=0.8)
-    axis.step(steps, [*middle, middle[-1]], where="post", color=_ACCENT, lw=1.6)
-    if log:
-        axis.set_yscale("log")
-        axis.yaxis.set_major_locator(LogLocator(subs=(1.0,) if max(values) > 30 * min(values) else (1.0, 2.0, 5.0)))
-        axis.yaxis.set_minor_locator(NullLocator())
-    else:
-        axis.yaxis.set_major_locator(MaxNLocator(3))
-    axis.yaxis.set_major_formatter(lambda value, _: f"{value:.4g}")
-    axis.set_ylabel(name.replace("_", "\n", 1), fontsize=8.5)
-    axis.grid(axis="y", color="#eef0f3", lw=0.8)
-
-
-def running_mean(values: np.ndarray, log: bool) -> np.ndarray:
-    """Of the newest `_MEAN_OF` values [n], or as many as there are; geometric on a logarithmic scale."""
-    own = np.log(values) if log else values
-    means = np.asarray([own[max(0, i - _MEAN_OF) : i].mean() for i in range(1, len(own) + 1)])
-    return np.exp(means) if log else means
+    axis.step(steps, [*values, values[-1]], where="post", color=THIN, lw=0.8)
+    axis.step(steps, [*middle, middle[-1]], where="post", color=ACCENT, lw=1.6)
+    dress_track(axis, name, log)
 
 
 def _draw_events(axis: Axes, course: Course, scale: int) -> list[Line2D | Patch]:
@@ -180,7 +145,7 @@ def _draw_events(axis: Axes, course: Course, scale: int) -> list[Line2D | Patch]
     ends = [start for start, _ in course.states[1:]] + [course.end]
     spans = [(start, end, state) for (start, state), end in zip(course.states, ends, strict=False) if end > start]
     for start, end, state in spans:
-        axis.broken_barh([(start * scale, (end - start) * scale)], (-0.5, 1.0), facecolors=_STATES[state], lw=0)
+        axis.broken_barh([(start * scale, (end - start) * scale)], (-0.5, 1.0), facecolors=STATE_COLOURS[state], lw=0)
     happened = [name for name in _MARKS if course.marks[name]]
     for name in happened:
         marker, colour, _ = _MARKS[name]
@@ -192,7 +157,7 @@ def _draw_events(axis: Axes, course: Course, scale: int) -> list[Line2D | Patch]
     axis.set_ylabel("state" if spans else "events", fontsize=8.5)
     axis.spines["left"].set_visible(False)
     seen = sorted({state for _, _, state in spans})
-    handles: list[Line2D | Patch] = [Patch(color=_STATES[state], label=state.name.lower()) for state in seen]
+    handles: list[Line2D | Patch] = [Patch(color=STATE_COLOURS[state], label=state.name.lower()) for state in seen]
     for name in happened:
         marker, colour, label = _MARKS[name]
         handles.append(Line2D([], [], marker=marker, color=colour, ls="none", ms=6, label=label))

@@ -10,7 +10,7 @@ pytest.importorskip("matplotlib")
 from tensor_optix import LoopController, RLOptimizer, SPSAOptimizer
 from tensor_optix.core.types import EvalMetrics, LoopState, StopReason
 from tensor_optix.loop.host_course import course_of, rows_of
-from tensor_optix.loop.host_figures import events_figure, running_mean
+from tensor_optix.loop.host_figures import events_figure
 from tensor_optix.loop.host_result import HostResult
 from tensor_optix.loop.run_dir import RunDir
 from tests.host_parts import Plain, Source
@@ -68,11 +68,6 @@ def test_the_figure_shows_what_there_is() -> None:
 @pytest.mark.parametrize("rows", [[], ROWS[:1], ROWS[5:6], ROWS[:2]])
 def test_every_beginning_can_be_drawn(rows, tmp_path) -> None:
     events_figure(rows).savefig(tmp_path / "a.png", dpi=40)
-
-
-def test_a_mean_over_a_tuners_probes() -> None:
-    assert np.allclose(running_mean(np.tile([2e-3, 5e-4], 20), log=True)[8:], 1e-3)
-    assert np.allclose(running_mean(np.array([4.0, 2.0, 0.0]), log=False), [4.0, 3.0, 2.0])
 
 
 def test_a_run_is_drawn_from_its_directory_and_without_it(tmp_path) -> None:
