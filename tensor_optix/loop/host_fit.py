@@ -1,7 +1,7 @@
 """Whether an agent fits what its pipelines show and take: said in a sentence before anything is learned.
 
-Agents of this library say what they act on, or one look at what they do says it. Agents of the user's own, and those
-whose acting the user has replaced, are left alone.
+Agents of this library say what they act on, or one look at what they do says it. Classes of the user's own, also those
+that build on one of this library, are left alone: they may see and act in a way of theirs.
 """
 
 from __future__ import annotations
@@ -51,7 +51,9 @@ def check_fit(agent: Any, *pipelines: Any) -> None:
 
 
 def acts_on(agent: Any) -> ActsOn | None:
-    """None for an agent that does not say, or whose acting is not this library's."""
+    """None for an agent that does not say, or that is not this library's as it comes."""
+    if not type(agent).__module__.startswith(_OURS):
+        return None
     methods = [getattr(agent, name) for name in _ACTING if hasattr(agent, name)]
     if not all(str(getattr(method, "__module__", "")).startswith(_OURS) for method in methods):
         return None

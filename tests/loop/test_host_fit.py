@@ -201,3 +201,15 @@ def test_only_the_first_action_is_looked_at():
 
     window = next(BatchPipeline(Tolerant(), Says(1, 7), 3).episodes())
     assert window.rewards == [1.0, 7.0, 7.0]
+
+
+def test_a_class_built_on_an_agent_may_see_in_a_way_of_its_own():
+    class Padded(FlaxDQNAgent):
+        """Shows its network more than the environment does."""
+
+        def _observations(self, obs):
+            return super()._observations(np.pad(obs, ((0, 0), (0, 2))))
+
+    check_fit(Padded(6, 2, NONE, hidden_size=8), Shown(Discrete(2)))
+    with pytest.raises(ValueError, match=r"takes observations of shape \[6\]"):
+        check_fit(dqn(6), Shown(Discrete(2)))
