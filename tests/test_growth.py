@@ -83,6 +83,7 @@ def result(folder):
     return resume(folder, total_steps=40 * 64, progress=False)
 
 
+@pytest.mark.slow
 def test_a_run_keeps_how_its_graphs_grew(folder, result):
     for member in (0, 1):
         counts = result.growth.neurons(member)
@@ -98,11 +99,13 @@ def test_a_run_keeps_how_its_graphs_grew(folder, result):
     assert f"graphs of 9 neurons at the start, {ends[0]}" in str(result)
 
 
+@pytest.mark.slow
 def test_a_member_that_is_not_there_is_refused(result):
     with pytest.raises(ValueError, match="member must be one of 0 to 1 that has run, got 2"):
         result.plot_growth(member=2)
 
 
+@pytest.mark.slow
 def test_saved_and_read_again(result, tmp_path):
     again = TrainResult.load(result.save(tmp_path))
     assert again.growth.neurons(1) == result.growth.neurons(1)
@@ -111,6 +114,7 @@ def test_saved_and_read_again(result, tmp_path):
     assert all(np.array_equal(one[name], other[name], equal_nan=True) for name in one)
 
 
+@pytest.mark.slow
 def test_plot_draws_the_run_the_graph_and_its_growth(folder, result, capfd):
     assert main(["plot", str(folder)]) == 0
     names = capfd.readouterr().out.split()

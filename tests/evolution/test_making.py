@@ -80,7 +80,7 @@ class TestTheLibrarysOwn:
         [
             ("PPO", "CartPole-v1", {"hidden_sizes": (8,)}),
             ("DQN", "CartPole-v1", {"hidden_sizes": (8,)}),
-            ("SAC", "Pendulum-v1", {"hidden_sizes": (8, 8)}),
+            pytest.param("SAC", "Pendulum-v1", {"hidden_sizes": (8, 8)}, marks=pytest.mark.slow),
             ("PPO", "CartPole-v1", {"hidden_sizes": (8,), "framework": "torch"}),
         ],
     )
@@ -110,6 +110,7 @@ class TestTheLibrarysOwn:
         assert type(twin) is type(agent)
         assert not hasattr(twin, "seen")
 
+    @pytest.mark.slow
     def test_tensorflows_are_made_anew(self, tmp_path):
         pytest.importorskip("tensorflow")
         agent = make_agent("PPO", cartpole(), framework="tf")

@@ -90,7 +90,7 @@ def test_one_that_comes_for_one_that_goes_knows_nothing():
 
 
 @pytest.mark.parametrize("kind", ["graph", "brain"])
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2))])
 def test_any_edits_keep_to_the_ids(kind, seed, tmp_path):
     """A dictionary by ids is the oracle; now and then the agent is saved, and goes back to an older self."""
     rng, agent = np.random.default_rng(seed), agent_of(kind)

@@ -67,8 +67,8 @@ def saved(agent, path):
     return str(path)
 
 
-@pytest.mark.parametrize("order", [1, -1])
-@pytest.mark.parametrize("history", ["plain", "grown"])
+@pytest.mark.parametrize("order", [1, pytest.param(-1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("history", [pytest.param("plain", marks=pytest.mark.slow), "grown"])
 @pytest.mark.parametrize("kind", MAKERS)
 def test_the_mean_is_of_each_neuron_and_edge(kind, history, order, tmp_path):
     one, other = MAKERS[kind](1), MAKERS[kind](2, history, order)

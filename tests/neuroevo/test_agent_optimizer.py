@@ -31,7 +31,7 @@ def test_of_a_new_agent_nothing_is_known():
     assert (group["lr"], group["betas"], group["eps"]) == (0.5, (0.9, 0.999), 1e-5)
 
 
-@pytest.mark.parametrize("make", [dense_graph, trainable])
+@pytest.mark.parametrize("make", [dense_graph, pytest.param(trainable, marks=pytest.mark.slow)])
 def test_what_it_shows_is_the_agents(make):
     agent = learned(agent_of(make()))
     optimizer, graph = agent.optimizer, agent.graph
@@ -59,6 +59,7 @@ def test_the_spread_of_actions_is_a_parameter_too():
     assert "log_std" not in learned(agent_of()).optimizer.state
 
 
+@pytest.mark.slow
 def test_a_brains():
     brain = brain_of()
     agent = GraphAgent(brain, OBS + 2, CHOICES, hyperparams={"n_epochs": 1, "minibatch_size": 16})

@@ -188,7 +188,7 @@ class TestLines:
         assert all(nearest(axis, graph, edge, ways[edge]) > 8 for edge in skips)
 
     @pytest.mark.parametrize("delayed", [0, 12])
-    @pytest.mark.parametrize("seed", [0, 1, 29, 60])
+    @pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 29, 60))])
     def test_lines_pass_other_neurons_and_cover_no_line(self, seed, delayed):
         graph = deep(seed, delayed)
         axis = drawn(graph)

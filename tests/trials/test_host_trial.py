@@ -270,7 +270,7 @@ class TestFiles:
         monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
         code = (
             "import os, tempfile; from tensor_optix.trials.temporary import temporary_directory\n"
-            f"tempfile.tempdir = {str(tmp_path)!r}; print(temporary_directory()); os._exit(9)"
+            f"tempfile.tempdir = {str(tmp_path)!r}; print(temporary_directory(), flush=True); os._exit(9)"
         )
         shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False).stdout
         dead = Path(shown.strip())
